@@ -1,0 +1,1 @@
+"""One file per baseline: each module here may define registered methods (see harness.method)."""
