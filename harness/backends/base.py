@@ -1,0 +1,112 @@
+"""The backend contract: automatic differentiation, optimiser, compilation and devices, and nothing that both can share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from harness.diffusion import Array
+from harness.method import Average, Batch, Denoiser, Method, Ops
+from harness.networks.transformer import TransformerSpec
+
+Weights = dict[str, np.ndarray]
+"""A network's parameters by name, as NumPy arrays."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam's constants, and the bound on the gradient norm of all networks that a turn trains."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update measured, as floats: loss, gradient norm of each trained network before clipping, method's logs."""
+
+    loss: float
+    gradient_norm: dict[str, float]
+    logs: dict[str, float]
+
+
+def turn_loss(
+    method: Method,
+    turn: str,
+    apply: Callable[..., Any],
+    params: Mapping[str, Any],
+    batch: Batch,
+    draws: Batch,
+    ops: Ops,
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of one turn at `params` (network name -> parameters), for a backend to differentiate."""
+    nets = {name: Denoiser(apply, parameters, method.clock) for name, parameters in params.items()}
+    return method.loss(turn, nets, batch, draws, method.reduce(turn, nets, batch, draws, ops), ops)
+
+
+class Learner(ABC):
+    """The live networks of one training run with their optimisers and averages."""
+
+    def __init__(self, method: Method, spec: TransformerSpec, weights: Mapping[str, Weights], adam: Adam) -> None:
+        self.method, self.spec, self.adam = method, spec, adam
+        networks = method.networks()
+        self.averages = {name: start for name, start in networks.items() if isinstance(start, Average)}
+        self.names = [name for name in networks if name not in self.averages]
+        self.start(weights)
+
+    @abstractmethod
+    def start(self, weights: Mapping[str, Weights]) -> None:
+        """Place the networks on the device and set up one optimiser for each turn."""
+
+    @abstractmethod
+    def update(
+        self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
+    ) -> Update:
+        """One optimiser step of this turn's networks, then of the averages that follow them."""
+
+    @abstractmethod
+    def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
+        """The loss and its unclipped gradient in every trained network."""
+
+    @abstractmethod
+    def weights(self, name: str) -> Weights:
+        """The current parameters of one network or average."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `restore` needs to go on exactly: parameters, averages and Adam's moments.
+
+        Keys: `network/<name>/<parameter>` and `optimiser/<turn>/{mu,nu}/<name>/<parameter>`, `optimiser/<turn>/count`.
+        """
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+
+
+class Backend(ABC):
+    """One framework."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def learner(self, method: Method, spec: TransformerSpec, weights: Mapping[str, Weights], adam: Adam) -> Learner:
+        """The networks of a training run, on the device."""
+
+    @abstractmethod
+    def denoiser_step(
+        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], method_clock: Any
+    ) -> Callable[..., Any]:
+        """Compile a sampling step `step(denoiser, *arrays)` of one network, without gradients; NumPy arrays are accepted."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """A device array as a NumPy array on the host."""
+
+    @abstractmethod
+    def peak_memory_mb(self) -> float:
+        """The peak memory of this process so far, in MiB: the device's, or the process's own on a CPU."""

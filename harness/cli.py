@@ -1,0 +1,169 @@
+"""The command `fewstep`: one verb for each node of the workflow. Heavy imports happen inside the verb that needs them."""
+
+import importlib
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import UserError
+
+app = typer.Typer(
+    name="fewstep",
+    help="Few-step diffusion distillation: train, distil, sample, measure, compare. "
+    "`snakemake --cores all` runs every verb in order; each can also be run by hand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class BackendName(StrEnum):
+    """The frameworks."""
+
+    torch = "torch"
+    jax = "jax"
+
+
+Profile = Annotated[str, typer.Option(help="a profile of workflows/config, or a path that ends in .yaml")]
+Results = Annotated[Path | None, typer.Option(help="an existing folder for results [default: results/runs]")]
+BackendOption = Annotated[BackendName, typer.Option(help="the framework")]
+Seed = Annotated[int, typer.Option(min=0, help="the training seed")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; the default gives the same weights on any machine")]
+MethodOption = Annotated[str, typer.Option(help="the method's id, for example moment-matching/alternating")]
+Variant = Annotated[str, typer.Option(help="`default`, or the name of an ablation")]
+Student = Annotated[str, typer.Option(help="the student: k8, k4, ...; `teacher` for the teacher itself")]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **arguments: Any) -> None:
+    """Run one verb with a bounded number of threads, which must be set before NumPy, PyTorch and JAX are imported."""
+    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    from harness.workspace import Workspace
+
+    importlib.import_module(f"harness.verbs.{verb}").run(Workspace(profile, results), **arguments)
+
+
+@app.command()
+def data(profile: Profile = "digits", results: Results = None) -> None:
+    """Write the images that everything else reads. Example: fewstep data --profile digits"""
+    _run("data", profile, results)
+
+
+@app.command()
+def extractor(
+    profile: Profile = "digits",
+    results: Results = None,
+    retrain: Annotated[Path | None, typer.Option(help="train new weights into this file")] = None,
+) -> None:
+    """Validate the feature extractor, or retrain it. Example: fewstep extractor --retrain new.safetensors"""
+    _run("extractor", profile, results, retrain=retrain)
+
+
+@app.command()
+def reference(profile: Profile = "digits", results: Results = None) -> None:
+    """Compute reference statistics and the real-data floor. Example: fewstep reference --profile digits"""
+    _run("reference", profile, results)
+
+
+@app.command()
+def teacher(
+    backend: BackendOption,
+    profile: Profile = "digits",
+    seed: Seed = 0,
+    results: Results = None,
+    threads: Threads = 1,
+) -> None:
+    """Train the teacher, or go on training it. Example: fewstep teacher --backend torch"""
+    _run("teacher", profile, results, threads, backend=backend.value, seed=seed)
+
+
+@app.command()
+def distill(
+    backend: BackendOption,
+    method: MethodOption,
+    student: Student,
+    variant: Variant = "default",
+    profile: Profile = "digits",
+    seed: Seed = 0,
+    results: Results = None,
+    threads: Threads = 1,
+) -> None:
+    """Train one student, or go on training it.
+
+    Example: fewstep distill --backend jax --method moment-matching/alternating --student k4
+    """
+    _run(
+        "distill", profile, results, threads,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
+def sample(
+    backend: BackendOption,
+    method: MethodOption = "teacher",
+    student: Student = "teacher",
+    variant: Variant = "default",
+    profile: Profile = "digits",
+    seed: Seed = 0,
+    results: Results = None,
+    threads: Threads = 1,
+) -> None:
+    """Draw the images of a trained run at all of its step counts. Example: fewstep sample --backend torch"""
+    _run(
+        "sample", profile, results, threads,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    backend: BackendOption,
+    method: MethodOption = "teacher",
+    student: Student = "teacher",
+    variant: Variant = "default",
+    profile: Profile = "digits",
+    seed: Seed = 0,
+    results: Results = None,
+    threads: Threads = 1,
+) -> None:
+    """Score the images of a run: FID, IS, KID, precision, recall. Example: fewstep evaluate --backend torch"""
+    _run(
+        "evaluate", profile, results, threads,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
+def table(profile: Profile = "digits", results: Results = None) -> None:
+    """Write main.csv and its renderings. Example: fewstep table --profile digits"""
+    _run("table", profile, results)
+
+
+@app.command()
+def figures(profile: Profile = "digits", results: Results = None) -> None:
+    """Draw every figure. Example: fewstep figures --profile digits"""
+    _run("figures", profile, results)
+
+
+@app.command()
+def report(profile: Profile = "digits", results: Results = None) -> None:
+    """Write the self-contained report. Example: fewstep report --profile digits"""
+    _run("report", profile, results)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

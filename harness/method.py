@@ -1,0 +1,208 @@
+"""The method contract: what a distillation method (or the teacher's training) says of itself, and the registry.
+
+A method is written once, as pure functions over the array API. All of its randomness is in `draw`, so that `loss` is a pure
+function of the networks, the batch and the draws: parity, gradient and resume tests need nothing else.
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from harness.diffusion import WEIGHTS, Array, Clock, x_from_v
+from harness.errors import UserError
+from harness.noise import Noise
+from harness.samplers import equal_times
+
+Draws = dict[str, np.ndarray]
+Batch = Mapping[str, Array]
+
+
+class Options(BaseModel):
+    """Base of a method's own options; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _known_weight(name: str) -> str:
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown weight {name!r}; choose one of {', '.join(WEIGHTS)}")
+    return name
+
+
+WeightName = Annotated[str, AfterValidator(_known_weight)]
+"""The name of a weight w(s), for a method's options."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A denoiser that starts from the initial weights of the run's seed."""
+
+
+@dataclass(frozen=True)
+class CopyOf:
+    """A network that starts as a copy of another run's result: "teacher", or a method's own parent student."""
+
+    source: str = "teacher"
+
+
+@dataclass(frozen=True)
+class Average:
+    """An exponential moving average of another network, which it follows and never changes."""
+
+    of: str
+    decay: Callable[[int], float]
+
+
+Start = Fresh | CopyOf | Average
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One kind of update: the networks it trains together, with one optimiser, and what an update costs.
+
+    `passes` counts passes of a batch through a network: a forward pass is 1, a backward pass 2.
+    """
+
+    trains: tuple[str, ...]
+    passes: int
+
+
+class Ops(Protocol):
+    """What a loss may ask of a backend beyond the array API."""
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x` as a constant."""
+
+    def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
+        """The gradient of a scalar function at `params`."""
+
+    def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> Array:
+        """The derivative of `function` at `params` along `tangents`."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """x_hat = denoiser(z, t, labels): a v-predicting network wrapped to predict x.
+
+    z (batch, channels, height, width) variance-preserving, t (batch,) in [0, 1], labels (batch,) integers with num_classes
+    meaning "none". With `features=True` the network's intermediate features are returned as well.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    clock: Clock
+
+    def __call__(self, z: Array, t: Array, labels: Array, *, features: bool = False) -> Any:
+        """The denoised x_hat, like z."""
+        v, intermediate = self.apply(self.params, z, t, labels)
+        x = x_from_v(z, v, self.clock(t))
+        return (x, intermediate) if features else x
+
+    def at(self, params: Any) -> "Denoiser":
+        """The same network with other parameters (for gradients and JVPs in the parameters)."""
+        return Denoiser(self.apply, params, self.clock)
+
+
+Networks = Mapping[str, Any]
+
+
+class Method(ABC):
+    """Base class of every method. Subclasses set the class attributes and say what differs from the defaults.
+
+    A method object belongs to one student: `k` is the number of steps that the student is trained for.
+    """
+
+    id: ClassVar[str]
+    """As in tables, paths and the command line, for example `moment-matching/alternating`."""
+    sampler: ClassVar[str]
+    """The sampler family that the student is trained for: a key of `samplers.FAMILIES`."""
+    Options: ClassVar[type[Options]] = Options
+    result: ClassVar[str] = "student"
+    """The network that the run is for."""
+    turns: ClassVar[Mapping[str, Turn]]
+    sources: ClassVar[Mapping[str, int]] = {"data": 1}
+    """Batches drawn at each step from each source; the batch of a second draw has its own leading axis."""
+
+    def __init__(self, k: int, clock: Clock, options: Any, shape: tuple[int, int, int], num_classes: int) -> None:
+        self.k, self.clock, self.options = k, clock, options
+        self.shape, self.num_classes = shape, num_classes
+
+    @classmethod
+    def students(cls, steps: list[int]) -> dict[str, list[int]]:
+        """The students to train for these step counts: name -> the step counts it is sampled at."""
+        return {f"k{k}": [k] for k in steps}
+
+    @classmethod
+    def family(cls, options: Any) -> str:
+        """The sampler family of students trained with these options."""
+        return cls.sampler
+
+    @classmethod
+    def times(cls, k: int) -> list[float]:
+        """The times, from 1 down, at which a k-step sample evaluates the student."""
+        return equal_times(k)
+
+    @abstractmethod
+    def networks(self) -> dict[str, Start]:
+        """Every network of the run, and where it starts."""
+
+    def turn(self, step: int) -> str:
+        """The turn of update number `step`, counted from 0."""
+        return next(iter(self.turns))
+
+    @abstractmethod
+    def draw(self, noise: Noise, step: int, start: int, count: int) -> Draws:
+        """All random arrays of one update for samples start .. start + count - 1 of the batch, each (count, ...)."""
+
+    def reduce(self, turn: str, nets: Networks, batch: Batch, draws: Batch, ops: Ops) -> Any:
+        """A pytree that is averaged over the whole batch before `loss` sees it; most methods have none."""
+        return None
+
+    @abstractmethod
+    def loss(
+        self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: Any, ops: Ops
+    ) -> tuple[Array, dict[str, Array]]:
+        """The scalar loss of this turn's networks, and scalars to log."""
+
+
+BUILTIN_MODULES = ("harness.teacher", "harness.moment_matching")
+ENTRY_POINT_GROUP = "fewstep.methods"
+
+
+@cache
+def registry() -> dict[str, type[Method]]:
+    """Every method by id: the engine's own, one for each file in `baselines/`, and those of installed entry points."""
+    import baselines
+
+    modules = [*BUILTIN_MODULES, *(f"baselines.{module.name}" for module in pkgutil.iter_modules(baselines.__path__))]
+    found = [
+        item
+        for name in modules
+        for item in vars(importlib.import_module(name)).values()
+        if isinstance(item, type) and issubclass(item, Method) and item.__module__ == name and hasattr(item, "id")
+    ]
+    found += [entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)]
+    methods: dict[str, type[Method]] = {}
+    for method in found:
+        if methods.setdefault(method.id, method) is not method:
+            raise UserError(f"method {method.id!r} is registered twice; rename one of the two")
+    return methods
+
+
+def get_method(method_id: str) -> type[Method]:
+    """The method class of this id; an unknown id raises a UserError that lists the known ones."""
+    methods = registry()
+    if method_id not in methods:
+        near = get_close_matches(method_id, methods, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown method {method_id!r}; {hint}known methods: {', '.join(sorted(methods))}")
+    return methods[method_id]

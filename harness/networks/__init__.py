@@ -1,0 +1,1 @@
+"""The networks, one file per framework; their sizes and initial weights, shared by both."""

@@ -1,0 +1,199 @@
+"""The one training loop: addressed batches and draws, schedules, finite check, log, periodic checkpoints, exact resume.
+
+A run lives in a folder. While it trains, everything it needs to go on is in `<folder>/resume/`; its result, log and summary
+are written once, at the end. A run that is killed at any moment goes on from its last checkpoint when the same command is
+given again, and ends in the same bytes as one that was not interrupted.
+"""
+
+import fcntl
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from harness.backends.base import Backend, Learner, Update
+from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.errors import UserError
+from harness.files import write_atomic
+from harness.method import Average
+from harness.noise import Noise
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a run learns; an update is one optimiser step, of whichever turn."""
+
+    updates: int
+    batch: int
+    learning_rate: float
+    warmup_updates: int
+    checkpoint_every: int
+    log_every: int
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then linear decay that would reach zero at `updates`; `step` counts from 0."""
+        if step < self.warmup_updates:
+            return self.learning_rate * (step + 1) / self.warmup_updates
+        return self.learning_rate * (self.updates - step) / max(1, self.updates - self.warmup_updates)
+
+
+class BatchStream:
+    """Shuffled passes over a data set; position n is a function of (seed, n) alone, so a resume needs no state."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, noise: Noise) -> None:
+        self.images, self.labels, self.noise = images, labels, noise
+        self.epoch, self.order = -1, np.arange(0)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, self.noise.permutation("data/order", epoch, len(self.images))
+        return self.order
+
+    def take(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Examples start .. start + count - 1 of the endless stream: images (count, ...) and labels (count,)."""
+        index, size = np.empty(count, np.int64), len(self.images)
+        done = 0
+        while done < count:
+            epoch, offset = divmod(start + done, size)
+            part = self._epoch_order(epoch)[offset : offset + count - done]
+            index[done : done + len(part)] = part
+            done += len(part)
+        return {"images": self.images[index], "labels": self.labels[index]}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the system lets go when the process ends, however it ends."""
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder.parent}: the output folder does not exist; create it, or choose another")
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder.parent}: another process is training here; wait for it or stop it") from None
+        yield
+
+
+def check_finite(update: Update, step: int, turn: str) -> None:
+    """Raise UserError naming the step and the quantity that is not finite."""
+    quantities = {"loss": update.loss, **{f"gradient norm of the {n}": v for n, v in update.gradient_norm.items()}}
+    quantities |= update.logs
+    for name, value in quantities.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"update {step}, {turn} turn: the {name} is {value}; lower the learning rate or the clip, "
+                "or check the data (nothing was written after the last checkpoint)"
+            )
+
+
+class Run:
+    """One training run in its folder: `train` trains, or goes on training, and writes the results."""
+
+    def __init__(
+        self, folder: Path, backend: Backend, learner: Learner, schedule: Schedule, seed: int, data: BatchStream
+    ) -> None:
+        self.folder, self.resume, self.backend = folder, folder / "resume", backend
+        self.learner, self.schedule, self.data = learner, schedule, data
+        self.method, self.noise = learner.method, Noise(seed)
+        self.elapsed = 0.0
+
+    def train(self, manifest: Mapping[str, Any], resume_key: str, summary: Mapping[str, Any], title: str) -> None:
+        """Train to the end and write `<result>.safetensors`, `train.jsonl` and `train.json` into the folder.
+
+        `manifest` goes into the checkpoint. `resume_key` names what the run depends on (configuration, code, parent
+        weights): a resume state of another key is discarded. Raises UserError where a quantity is not finite.
+        """
+        with locked(self.resume):
+            first = self._restore(resume_key)
+            self._optimise(first, resume_key, title)
+            result = self.method.result
+            write_atomic(self.folder / "train.json", json.dumps({**summary, **self._measurements()}, indent=1) + "\n")
+            write_atomic(self.folder / "train.jsonl", (self.resume / "train.jsonl").read_bytes())
+            save_checkpoint(self.folder / f"{result}.safetensors", self.learner.weights(result), manifest)
+            shutil.rmtree(self.resume)
+
+    def _optimise(self, first: int, resume_key: str, title: str) -> None:
+        schedule, method = self.schedule, self.method
+        began = time.monotonic() - self.elapsed
+        mark, marked, unseen = time.monotonic(), first, set(method.turns)
+        with (
+            open(self.resume / "train.jsonl", "a") as log,
+            tqdm(total=schedule.updates, initial=first, desc=title, unit="update", mininterval=1) as bar,
+        ):
+            for step in range(first, schedule.updates):
+                update, turn, rate = self._update(step)
+                check_finite(update, step, turn)
+                bar.update()
+                done = step + 1
+                if step % schedule.log_every == 0:
+                    unseen = set(method.turns)  # one line for each turn in every interval, whatever their order
+                if turn in unseen or done == schedule.updates:
+                    unseen.discard(turn)
+                    speed = (done - marked) * schedule.batch / max(time.monotonic() - mark, 1e-9)
+                    mark, marked = time.monotonic(), done
+                    log.write(self._log_line(step, turn, update, rate, speed))
+                    log.flush()
+                    bar.set_postfix(loss=f"{update.loss:.3g}", refresh=False)
+                if done % schedule.checkpoint_every == 0 and done < schedule.updates:
+                    self.elapsed = time.monotonic() - began
+                    state = {"step": done, "elapsed": self.elapsed, "key": resume_key}
+                    save_checkpoint(self.resume / "state.safetensors", self.learner.state(), state)
+        self.elapsed = time.monotonic() - began
+
+    def _update(self, step: int) -> tuple[Update, str, float]:
+        batch, method = self.schedule.batch, self.method
+        turn, rate = method.turn(step), self.schedule.learning_rate_at(step)
+        draws = method.draw(self.noise, step, 0, batch)
+        networks = method.networks()
+        decays = {name: start.decay(step) for name, start in networks.items() if isinstance(start, Average)}
+        draws_of_data = method.sources["data"]
+        examples = self.data.take(step * batch * draws_of_data, batch * draws_of_data)
+        if draws_of_data > 1:
+            examples = {key: value.reshape(draws_of_data, batch, *value.shape[1:]) for key, value in examples.items()}
+        return self.learner.update(turn, examples, draws, rate, decays), turn, rate
+
+    def _log_line(self, step: int, turn: str, update: Update, rate: float, speed: float) -> str:
+        record = {
+            "update": step,
+            "turn": turn,
+            "loss": update.loss,
+            "learning_rate": rate,
+            "images_per_second": round(speed, 1),
+            "gradient_norm": update.gradient_norm,
+            "logs": update.logs,
+        }
+        return json.dumps(record) + "\n"
+
+    def _restore(self, resume_key: str) -> int:
+        """Take up an earlier state of the same run, and drop what was logged after it. Returns the first step to do."""
+        state_file, log_file = self.resume / "state.safetensors", self.resume / "train.jsonl"
+        step, kept = 0, []
+        if state_file.exists():
+            state, manifest = load_checkpoint(state_file)
+            if manifest["key"] == resume_key:
+                self.learner.restore(state)
+                step, self.elapsed = manifest["step"], manifest["elapsed"]
+                lines = log_file.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] < step]
+            else:
+                tqdm.write(f"{self.folder}: starting anew, because configuration, code or teacher changed since")
+        write_atomic(log_file, "".join(kept))
+        return step
+
+    def _measurements(self) -> dict[str, Any]:
+        turns = [self.method.turns[self.method.turn(step)].passes for step in range(self.schedule.updates)]
+        return {
+            "updates": self.schedule.updates,
+            "train_passes": sum(turns),
+            "train_seconds": round(self.elapsed, 2),
+            "peak_memory_mb": round(self.backend.peak_memory_mb(), 1),
+        }

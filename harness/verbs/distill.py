@@ -1,0 +1,9 @@
+"""`fewstep distill`: train one student of one method."""
+
+from harness.verbs.train import train
+from harness.workspace import RunAddress, Workspace
+
+
+def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+    """Train the student, or go on training it."""
+    train(workspace, RunAddress(backend, method, variant, student, seed))

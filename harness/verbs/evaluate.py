@@ -1,0 +1,74 @@
+"""`fewstep evaluate`: score every sample set of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.config import profile_hash
+from harness.datasets import ImageSet
+from harness.datasets.archive import load_arrays
+from harness.errors import UserError
+from harness.files import write_atomic
+from harness.metrics.evaluate import evaluate_images, metric_identity
+from harness.metrics.extractors import Extractor, load_extractor
+from harness.metrics.images import to_uint8
+from harness.metrics.reference import Reference
+from harness.provenance import run_record
+from harness.samplers import nfe
+from harness.workspace import RunAddress, Workspace
+
+LABEL_POLICY = "balanced: image i has class i mod the number of classes"
+METRICS = ("fid", "is", "kid", "precision", "recall")
+CONVENTION = "final"
+"""The last weights of training are evaluated, once; no checkpoint is selected by a metric."""
+
+
+def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+    """Write metrics-<setting>.json beside each samples-<setting>.npz of the run."""
+    address = RunAddress(backend, method, variant, student, seed)
+    folder = workspace.run(address)
+    training, sampling = _read_json(folder / "train.json"), _read_json(folder / "sampling.json")
+    extractor = load_extractor(workspace.profile.extractor)
+    references = [Reference.load(workspace.reference(split)) for split in ("train", "heldout")]
+    train_images = to_uint8(ImageSet.load(workspace.data("train")).images)
+    for setting in workspace.settings(address):
+        (images,) = load_arrays(folder / f"samples-{setting.name}.npz", "images")
+        scores = evaluate_images(images, extractor, *references, train_images)
+        row = {"backend": backend, "method": method, "variant": variant, "seed": seed, "sampler": setting.sampler}
+        row |= {"steps": setting.steps, "guidance": setting.guidance, "nfe": nfe(setting.steps, setting.guidance)}
+        row |= {key: training[key] for key in ("params", "updates", "train_passes", "train_seconds", "peak_memory_mb")}
+        row |= {"images_per_second": sampling["images_per_second"][setting.name]}
+        write_record(folder / f"metrics-{setting.name}.json", workspace, row, scores, extractor, references[0])
+        print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
+
+
+def write_record(
+    path: Path,
+    workspace: Workspace,
+    row: dict[str, Any],
+    scores: dict[str, float],
+    extractor: Extractor,
+    reference: Reference,
+) -> None:
+    """Write one record: the row of main.csv, further measurements, identity and provenance."""
+    n = workspace.profile.evaluation.n_samples
+    identity, identity_digest = metric_identity(extractor, reference, n, LABEL_POLICY)
+    row = row | {metric: scores[metric] for metric in METRICS}
+    row |= {"profile": workspace.profile.name, "n_samples": n, "convention": CONVENTION, "identity": identity_digest}
+    record = {
+        "row": row,
+        "extra": {key: value for key, value in scores.items() if key not in METRICS},
+        "identity": identity,
+        "provenance": {"config": profile_hash(workspace.profile), **run_record()},
+    }
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; train and sample this run first") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged ({error}); delete the run's folder and run it again") from None
+    return content

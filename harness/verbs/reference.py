@@ -1,0 +1,25 @@
+"""`fewstep reference`: reference features and statistics, and the real-data floor."""
+
+from harness.datasets import ImageSet
+from harness.metrics.evaluate import real_data_floor
+from harness.metrics.extractors import load_extractor
+from harness.metrics.reference import cached_reference
+from harness.verbs.evaluate import write_record
+from harness.workspace import Workspace
+
+FLOOR_SEED = 0
+
+
+def run(workspace: Workspace) -> None:
+    """Write the references of both splits and the record of n images drawn with replacement from the training set."""
+    extractor = load_extractor(workspace.profile.extractor)
+    train, heldout = (ImageSet.load(workspace.data(split)) for split in ("train", "heldout"))
+    workspace.reference("train").parent.mkdir(parents=True, exist_ok=True)
+    references = [cached_reference(workspace.reference(s.split), s, extractor) for s in (train, heldout)]
+    n = workspace.profile.evaluation.n_samples
+    scores = real_data_floor(train, heldout, n, FLOOR_SEED, extractor, *references)
+    row = {"backend": "-", "method": "real-data", "variant": "default", "sampler": "-", "guidance": None, "steps": 0}
+    row |= {"nfe": 0, "seed": None, "params": None, "updates": None, "train_passes": None, "train_seconds": None}
+    row |= {"peak_memory_mb": None, "images_per_second": None}
+    write_record(workspace.floor, workspace, row, scores, extractor, references[0])
+    print(f"{workspace.floor}: FID {scores['fid']:.4f} for {n} images drawn with replacement")

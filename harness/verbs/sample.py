@@ -1,0 +1,68 @@
+"""`fewstep sample`: draw images from a trained network, with every sampler and step count of its run."""
+
+import json
+import time
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from harness.backends import get_backend
+from harness.checkpoint import load_checkpoint, require_config
+from harness.datasets.archive import save_arrays
+from harness.files import write_atomic
+from harness.method import get_method
+from harness.metrics.images import to_uint8
+from harness.networks.transformer import TransformerSpec
+from harness.samplers import draw_images, sampling_step
+from harness.workspace import TEACHER, RunAddress, Workspace
+
+LABEL_POLICY = "balanced"
+"""Image i has class i % num_classes."""
+
+
+def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+    """Write samples-<setting>.npz (images uint8 and labels) for each setting, and sampling.json with throughputs."""
+    address = RunAddress(backend, method, variant, student, seed)
+    folder, settings = workspace.run(address), workspace.settings(address)
+    checkpoint = folder / f"{get_method(method).result}.safetensors"
+    weights, manifest = load_checkpoint(checkpoint)
+    require_config(checkpoint, manifest, workspace.run_config(address))
+    spec, engine = TransformerSpec(**manifest["network"]), get_backend(backend)
+    upper_bound = workspace.profile.teacher.sampling_noise if method == TEACHER else 0.0
+    throughput = {}
+    for setting in settings:
+        step = partial(
+            sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes
+        )
+        batches = draw_images(
+            engine.denoiser_step(spec, weights, step, workspace.clock),
+            engine.to_numpy,
+            get_method(method).times(setting.steps),
+            (spec.channels, spec.size, spec.size),
+            spec.num_classes,
+            workspace.profile.evaluation.n_samples,
+            workspace.profile.evaluation.batch,
+            seed,
+            stochastic=setting.sampler != "ddim",
+        )
+        began = time.monotonic()
+        images, labels = _collect(batches, workspace.profile.evaluation.n_samples, f"{backend} {method} {setting.name}")
+        throughput[setting.name] = round(len(images) / (time.monotonic() - began), 1)
+        save_arrays(folder / f"samples-{setting.name}.npz", images=images, labels=labels)
+    record = {"checkpoint": manifest["digest"], "images_per_second": throughput}
+    write_atomic(folder / "sampling.json", json.dumps(record, indent=1) + "\n")
+
+
+def _collect(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images, quantised, and labels, under a progress bar."""
+    images, labels = [], []
+    with tqdm(total=total, desc=title, unit="image", mininterval=1) as bar:
+        for batch, classes in batches:
+            images.append(to_uint8(batch))
+            labels.append(classes)
+            bar.update(len(batch))
+    return np.concatenate(images), np.concatenate(labels)

@@ -1,0 +1,9 @@
+"""`fewstep teacher`: train the teacher of one backend and seed."""
+
+from harness.verbs.train import train
+from harness.workspace import TEACHER, RunAddress, Workspace
+
+
+def run(workspace: Workspace, backend: str, seed: int) -> None:
+    """Train the teacher, or go on training it."""
+    train(workspace, RunAddress(backend, TEACHER, "default", TEACHER, seed))
