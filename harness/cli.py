@@ -1,4 +1,4 @@
-"""The command `fewstep`: one verb for each node of the workflow. Heavy imports happen inside the verb that needs them."""
+"""The command `fewstep`: one verb for each node of the workflow; heavy imports happen inside the verbs."""
 
 import importlib
 import os

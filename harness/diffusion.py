@@ -1,8 +1,8 @@
 """The Gaussian diffusion process: clocks, forward process, posterior, parameterisations, weights and guidance.
 
 Every function is pure and written over the array API, so that it runs unchanged on NumPy, PyTorch and JAX arrays.
-Conventions (Salimans & Ho 2022; Kingma & Gao 2023): z_t = alpha_t x + sigma_t eps with alpha_t^2 + sigma_t^2 = 1, data x
-in [-1, 1], and t in [0, 1] the time on a clock, that is on a log-SNR schedule lambda(t) = log(alpha_t^2 / sigma_t^2).
+Conventions (Salimans & Ho 2022; Kingma & Gao 2023): z_t = alpha_t x + sigma_t eps, alpha_t^2 + sigma_t^2 = 1, data x in
+[-1, 1], and t in [0, 1] the time on a clock, that is on a log-SNR schedule lambda(t) = log(alpha_t^2 / sigma_t^2).
 """
 
 import math

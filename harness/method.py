@@ -1,7 +1,7 @@
 """The method contract: what a distillation method (or the teacher's training) says of itself, and the registry.
 
-A method is written once, as pure functions over the array API. All of its randomness is in `draw`, so that `loss` is a pure
-function of the networks, the batch and the draws: parity, gradient and resume tests need nothing else.
+A method is written once, as pure functions over the array API. All of its randomness is in `draw`, so that `loss` is a
+pure function of the networks, the batch and the draws: parity, gradient and resume tests need nothing else.
 """
 
 import importlib
@@ -93,8 +93,8 @@ class Ops(Protocol):
 class Denoiser:
     """x_hat = denoiser(z, t, labels): a v-predicting network wrapped to predict x.
 
-    z (batch, channels, height, width) variance-preserving, t (batch,) in [0, 1], labels (batch,) integers with num_classes
-    meaning "none". With `features=True` the network's intermediate features are returned as well.
+    z (batch, channels, height, width) variance-preserving, t (batch,) in [0, 1], labels (batch,) integers with
+    num_classes meaning "none". With `features=True` the network's intermediate features are returned as well.
     """
 
     apply: Callable[..., Any]

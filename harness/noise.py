@@ -1,8 +1,8 @@
 """Addressed random streams: every draw is a function of (seed, purpose, step, sample index) and of nothing else.
 
-The streams are counter-based (Philox-4x64, Salmon et al. 2011): the key comes from seed and purpose, the counter from step,
-sample index and element. A draw is therefore the same however a batch is split, on every backend, and after a resume.
-Normals come from Box-Muller, because rejection methods use a varying number of words and so cannot be addressed.
+The streams are counter-based (Philox-4x64, Salmon et al. 2011): the key is made from seed and purpose, the counter of
+step, sample index and element. A draw is therefore the same however a batch is split, on every backend, and after a
+resume. Normals come from Box-Muller, because rejection methods use a varying number of words and cannot be addressed.
 """
 
 import hashlib

@@ -5,7 +5,6 @@ They are not interchangeable: each method names the family that its students are
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -59,7 +58,7 @@ def sampling_step(
     labels: Array,
     eps: Array,
 ) -> tuple[Array, Array]:
-    """One step from time t to s (batch,): the next z_s and the denoised x_hat. Pure, so that a backend can compile it."""
+    """One step from time t to s (batch,): the next z_s and the denoised x_hat. Pure, for a backend to compile."""
     x = denoiser(z, t, labels)
     if guidance != 0:
         x = guide(x, denoiser(z, t, array_namespace(z).full_like(labels, null_label)), guidance)

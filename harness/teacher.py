@@ -1,4 +1,4 @@
-"""Training a teacher: a class-conditional denoiser fitted by weighted least squares, with an averaged copy as its result."""
+"""Training a teacher: a class-conditional denoiser fitted by weighted least squares; the result is an average of it."""
 
 from pydantic import Field
 

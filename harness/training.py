@@ -1,8 +1,8 @@
 """The one training loop: addressed batches and draws, schedules, finite check, log, periodic checkpoints, exact resume.
 
-A run lives in a folder. While it trains, everything it needs to go on is in `<folder>/resume/`; its result, log and summary
-are written once, at the end. A run that is killed at any moment goes on from its last checkpoint when the same command is
-given again, and ends in the same bytes as one that was not interrupted.
+A run lives in a folder. While it trains, everything it needs to go on is in `<folder>/resume/`; its result, log and
+summary are written once, at the end. A run that is killed at any moment goes on from its last checkpoint when the same
+command is given again, and ends in the same bytes as one that was not interrupted.
 """
 
 import fcntl

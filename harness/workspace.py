@@ -29,9 +29,14 @@ class RunAddress:
     seed: int
 
     @property
+    def name(self) -> str:
+        """What is trained, whatever the backend and the seed: the middle of the folder's path."""
+        return f"{self.method.replace('/', '-')}/{self.variant}/{self.student}"
+
+    @property
     def folder(self) -> Path:
         """The run's folder below the profile's."""
-        return Path(self.backend, self.method.replace("/", "-"), self.variant, self.student, f"seed{self.seed}")
+        return Path(self.backend, self.name, f"seed{self.seed}")
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,7 @@ class Workspace:
         """The step counts that a student is trained and sampled for. Raises UserError for an unknown student."""
         if address.method == TEACHER:
             return [1]
-        students = get_method(address.method).students(
-            self.method_config(address.method, address.variant).steps
-        )
+        students = get_method(address.method).students(self.method_config(address.method, address.variant).steps)
         if address.student not in students:
             raise UserError(f"{address.method} has no student {address.student!r}; it has: {', '.join(students)}")
         return students[address.student]

@@ -1,4 +1,4 @@
-"""The backend contract: automatic differentiation, optimiser, compilation and devices, and nothing that both can share."""
+"""The backend contract: automatic differentiation, optimiser, compilation and devices; nothing that both can share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from harness.diffusion import Array
+from harness.diffusion import Array, Clock
 from harness.method import Average, Batch, Denoiser, Method, Ops
 from harness.networks.transformer import TransformerSpec
 
@@ -27,7 +27,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update measured, as floats: loss, gradient norm of each trained network before clipping, method's logs."""
+    """What an update measured: loss, gradient norm of each trained network before clipping, and the method's logs."""
 
     loss: float
     gradient_norm: dict[str, float]
@@ -99,9 +99,9 @@ class Backend(ABC):
 
     @abstractmethod
     def denoiser_step(
-        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], method_clock: Any
+        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock
     ) -> Callable[..., Any]:
-        """Compile a sampling step `step(denoiser, *arrays)` of one network, without gradients; NumPy arrays are accepted."""
+        """Compile a sampling step `step(denoiser, *arrays)` of one network, without gradients, for NumPy arrays."""
 
     @abstractmethod
     def to_numpy(self, x: Array) -> np.ndarray:

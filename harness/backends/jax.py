@@ -90,13 +90,15 @@ class JaxLearner(Learner):
         decays: Mapping[str, Array],
     ) -> Any:
         (loss, logs), grads = self._value_and_grad(turn, trained, frozen, batch, draws)
-        norms = {name: optax.global_norm(grad) for name, grad in grads.items()}
+        norms = {name: optax.tree.norm(grad) for name, grad in grads.items()}
         total = jnp.sqrt(sum(norm**2 for norm in norms.values()))
         scale = jnp.minimum(self.adam.clip / total, 1.0)
         direction, moments = self.optimiser.update(jax.tree.map(lambda g: g * scale, grads), moments)
         trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
         averaged = {
-            name: jax.tree.map(lambda a, p, d=decays[name]: a + (1 - d) * (p - a), average, trained[self.averages[name].of])
+            name: jax.tree.map(
+                lambda a, p, d=decays[name]: a + (1 - d) * (p - a), average, trained[self.averages[name].of]
+            )
             for name, average in averaged.items()
         }
         return trained, moments, averaged, loss, norms, logs
@@ -134,7 +136,7 @@ class JaxLearner(Learner):
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
-        state = {}
+        state: dict[str, np.ndarray] = {}
         for name, params in {**self.params, **self.averaged}.items():
             state |= {f"network/{name}/{key}": np.array(value) for key, value in params.items()}
         for turn, moments in self.moments.items():

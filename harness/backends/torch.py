@@ -75,9 +75,7 @@ class TorchLearner(Learner):
         leaves = [self.params[name][key] for name in trains for key in sorted(self.params[name])]
         for leaf in leaves:
             leaf.requires_grad_(True)
-        loss, logs = turn_loss(
-            self.method, turn, self.apply, self.params, _tensors(batch), _tensors(draws), TorchOps()
-        )
+        loss, logs = turn_loss(self.method, turn, self.apply, self.params, _tensors(batch), _tensors(draws), TorchOps())
         grads = torch.autograd.grad(loss, leaves)
         for leaf in leaves:
             leaf.requires_grad_(False)
@@ -130,7 +128,7 @@ class TorchLearner(Learner):
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
-        state = {}
+        state: dict[str, np.ndarray] = {}
         for name, params in {**self.params, **self.averaged}.items():
             state |= {f"network/{name}/{key}": _array(value) for key, value in params.items()}
         for turn, optimiser in self.optimisers.items():

@@ -90,11 +90,9 @@ class Transformer(eqx.Module):
         self.patch_out = Linear(spec.width, spec.patch_dim)
 
     def __call__(self, z: Array, t: Array, labels: Array) -> tuple[Array, list[Array]]:
-        """z (batch, channels, size, size), t (batch,), labels (batch,) to v like z and tokens (batch, tokens, width)."""
+        """z (batch, channels, size, size), t (batch,), labels (batch,) to v like z, tokens (batch, tokens, width)."""
         spec, batch, grid = self.spec, z.shape[0], self.spec.size // self.spec.patch
-        patches = jnp.transpose(
-            z.reshape(batch, spec.channels, grid, spec.patch, grid, spec.patch), (0, 2, 4, 1, 3, 5)
-        )
+        patches = jnp.transpose(z.reshape(batch, spec.channels, grid, spec.patch, grid, spec.patch), (0, 2, 4, 1, 3, 5))
         x = self.patch_in(patches.reshape(batch, spec.tokens, spec.patch_dim)) + self.position
         angles = t[:, None] * spec.frequencies
         time = self.time_out(silu(self.time_in(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))))
@@ -105,7 +103,5 @@ class Transformer(eqx.Module):
             features.append(x)
         shift, scale = jnp.split(self.final_modulation(condition), 2, axis=-1)
         out = self.patch_out(_modulated_norm(x, shift, scale))
-        out = jnp.transpose(
-            out.reshape(batch, grid, grid, spec.channels, spec.patch, spec.patch), (0, 3, 1, 4, 2, 5)
-        )
+        out = jnp.transpose(out.reshape(batch, grid, grid, spec.channels, spec.patch, spec.patch), (0, 3, 1, 4, 2, 5))
         return out.reshape(z.shape), features

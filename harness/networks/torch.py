@@ -42,6 +42,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """v = network(z, t, labels), and the tokens after each block."""
 
+    frequencies: Tensor
+
     def __init__(self, spec: TransformerSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -56,7 +58,7 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", torch.from_numpy(spec.frequencies), persistent=False)
 
     def forward(self, z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """z (batch, channels, size, size), t (batch,), labels (batch,) to v like z and tokens (batch, tokens, width)."""
+        """z (batch, channels, size, size), t (batch,), labels (batch,) to v like z, tokens (batch, tokens, width)."""
         spec, batch, grid = self.spec, z.shape[0], self.spec.size // self.spec.patch
         patches = z.reshape(batch, spec.channels, grid, spec.patch, grid, spec.patch).permute(0, 2, 4, 1, 3, 5)
         x = self.patch_in(patches.reshape(batch, spec.tokens, spec.patch_dim)) + self.position

@@ -1,9 +1,9 @@
 """A small diffusion transformer, apart from the framework: its sizes, and its initial weights drawn with NumPy.
 
-The architecture is DiT (Peebles & Xie 2023): patches as tokens, time and class through adaptive layer norm whose gates start
-at zero, an output that starts at zero, v-prediction. The framework modules use the same attribute names and the same
-(out, in) layout, so that a checkpoint serves both as it is. Attention has no key bias: its true gradient is zero, and Adam
-would turn its rounding noise into full steps (queries and values have none either, which costs nothing here).
+The architecture is DiT (Peebles & Xie 2023): patches as tokens, time and class through adaptive layer norm whose gates
+start at zero, an output that starts at zero, v-prediction. The framework modules use the same attribute names and the
+same (out, in) layout, so that a checkpoint serves both as it is. Attention has no key bias: its true gradient is zero,
+and Adam would turn its rounding noise into full steps (queries and values have none either, which costs nothing here).
 """
 
 import math
@@ -75,7 +75,7 @@ class TransformerSpec:
 
 
 def initial_weights(spec: TransformerSpec, seed: int) -> dict[str, np.ndarray]:
-    """Initial weights, float32: linear layers uniform as by Glorot, embeddings N(0, 0.02^2), biases, gates and output 0."""
+    """Initial weights, float32: linear layers uniform (Glorot), embeddings N(0, 0.02^2); biases, gates and output 0."""
     noise, weights = Noise(seed), {}
     for name, shape in sorted(spec.shapes().items()):
         zero = name.endswith(".bias") or "modulation" in name or name.startswith("patch_out")

@@ -29,16 +29,16 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     folder = workspace.run(address)
     training, sampling = _read_json(folder / "train.json"), _read_json(folder / "sampling.json")
     extractor = load_extractor(workspace.profile.extractor)
-    references = [Reference.load(workspace.reference(split)) for split in ("train", "heldout")]
+    train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
     train_images = to_uint8(ImageSet.load(workspace.data("train")).images)
     for setting in workspace.settings(address):
         (images,) = load_arrays(folder / f"samples-{setting.name}.npz", "images")
-        scores = evaluate_images(images, extractor, *references, train_images)
+        scores = evaluate_images(images, extractor, train, heldout, train_images)
         row = {"backend": backend, "method": method, "variant": variant, "seed": seed, "sampler": setting.sampler}
         row |= {"steps": setting.steps, "guidance": setting.guidance, "nfe": nfe(setting.steps, setting.guidance)}
         row |= {key: training[key] for key in ("params", "updates", "train_passes", "train_seconds", "peak_memory_mb")}
         row |= {"images_per_second": sampling["images_per_second"][setting.name]}
-        write_record(folder / f"metrics-{setting.name}.json", workspace, row, scores, extractor, references[0])
+        write_record(folder / f"metrics-{setting.name}.json", workspace, row, scores, extractor, train)
         print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
 
 

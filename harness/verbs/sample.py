@@ -33,9 +33,7 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     upper_bound = workspace.profile.teacher.sampling_noise if method == TEACHER else 0.0
     throughput = {}
     for setting in settings:
-        step = partial(
-            sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes
-        )
+        step = partial(sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes)
         batches = draw_images(
             engine.denoiser_step(spec, weights, step, workspace.clock),
             engine.to_numpy,
@@ -55,9 +53,7 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     write_atomic(folder / "sampling.json", json.dumps(record, indent=1) + "\n")
 
 
-def _collect(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str) -> tuple[np.ndarray, np.ndarray]:
     """All images, quantised, and labels, under a progress bar."""
     images, labels = [], []
     with tqdm(total=total, desc=title, unit="image", mininterval=1) as bar:

@@ -1,7 +1,5 @@
 """What `fewstep teacher` and `fewstep distill` share: one training run at its address."""
 
-import numpy as np
-
 from harness.backends import get_backend
 from harness.backends.base import Weights
 from harness.checkpoint import differences, load_checkpoint, require_config
@@ -45,7 +43,9 @@ def train(workspace: Workspace, address: RunAddress) -> None:
         raise UserError(f"{result}: made with another configuration; delete its folder, or choose another --results")
     folder.mkdir(parents=True, exist_ok=True)
     learner = backend.learner(method, spec, weights, adam)
-    run = Run(folder, backend, learner, schedule, address.seed, BatchStream(data.images, data.labels, Noise(address.seed)))
+    run = Run(
+        folder, backend, learner, schedule, address.seed, BatchStream(data.images, data.labels, Noise(address.seed))
+    )
     key = digest({**manifest, "source": source_hash(*source_modules(address.backend, type(method)))})
     summary = {"params": spec.n_parameters, "config": digest(config), "provenance": run_record()}
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
@@ -55,7 +55,9 @@ def _starting_weights(
     workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec
 ) -> tuple[dict[str, Weights], dict[str, str]]:
     """Each network's weights at the start of training, and the digest of the teacher's where one is copied."""
-    starts, parent, teacher = method.networks(), {}, {}
+    starts = method.networks()
+    parent: dict[str, str] = {}
+    teacher: Weights = {}
     if any(isinstance(start, CopyOf) for start in starts.values()):
         path = workspace.teacher_checkpoint(address.backend, address.seed)
         teacher, manifest = load_checkpoint(path)
@@ -63,7 +65,5 @@ def _starting_weights(
         require_config(path, manifest, workspace.run_config(teacher_address))
         parent = {"teacher": manifest["digest"]}
     fresh = initial_weights(spec, address.seed)
-    weights: dict[str, dict[str, np.ndarray]] = {
-        name: teacher if isinstance(start, CopyOf) else fresh for name, start in starts.items()
-    }
+    weights = {name: teacher if isinstance(start, CopyOf) else fresh for name, start in starts.items()}
     return weights, parent

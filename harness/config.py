@@ -1,0 +1,258 @@
+"""Profiles: typed and strict descriptions of everything that a run depends on, read from YAML.
+
+Every mistake is a UserError of one line that names the file, the dotted key and the remedy.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, PrivateAttr, model_validator
+
+from harness.errors import UserError
+from harness.validation import Model, StrictModel, parse_yaml, suggest, validate
+
+PROFILE_FOLDER = Path("workflows/config")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+Item = TypeVar("Item")
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    for position, item in enumerate(items):
+        if item in items[:position]:
+            raise ValueError(f"holds {item!r} twice")
+    return items
+
+
+Count = Annotated[int, Field(ge=1)]
+Distinct = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
+Steps = Distinct[Count]
+
+
+class DataConfig(StrictModel):
+    """The training images."""
+
+    name: str = Field(description="name of the data set")
+
+
+class NetworkConfig(StrictModel):
+    """The diffusion transformer."""
+
+    patch: Count = Field(description="side of a patch, pixels")
+    width: Count = Field(description="channels of a token")
+    depth: Count = Field(description="transformer blocks")
+    heads: Count = Field(description="attention heads; they divide the width")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "NetworkConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+
+class CosineClockConfig(StrictModel):
+    """The cosine log-SNR schedule, shifted, or interpolated between two shifts."""
+
+    name: Literal["cosine"] = "cosine"
+    logsnr_min: float = Field(-10.0, description="log-SNR at t = 1, before the shift")
+    logsnr_max: float = Field(10.0, description="log-SNR at t = 0, before the shift")
+    shift: float = Field(0.0, description="added to the log-SNR")
+    shift_high: float | None = Field(
+        None, description="shift at t = 0 where it is interpolated linearly to `shift` at t = 1"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CosineClockConfig":
+        if self.logsnr_min >= self.logsnr_max:
+            raise ValueError(f"logsnr_min {self.logsnr_min} is not below logsnr_max {self.logsnr_max}")
+        return self
+
+
+class KarrasClockConfig(StrictModel):
+    """EDM's test-time noise schedule as a clock (Karras et al. 2022, equation 5)."""
+
+    name: Literal["karras"] = "karras"
+    sigma_min: float = Field(0.002, gt=0, description="sigma / alpha at t = 0")
+    sigma_max: float = Field(80.0, gt=0, description="sigma / alpha at t = 1")
+    rho: float = Field(7.0, gt=0, description="exponent; larger values spend more steps at low noise")
+    shift: float = Field(0.0, description="added to the log-SNR")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "KarrasClockConfig":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}")
+        return self
+
+
+class OptimiserConfig(StrictModel):
+    """Adam with linear warm-up, then linear decay to zero."""
+
+    learning_rate: float = Field(gt=0, description="peak, per update")
+    beta1: float = Field(ge=0, lt=1, description="decay of the gradient's first moment, per update")
+    beta2: float = Field(ge=0, lt=1, description="decay of the gradient's second moment, per update")
+    eps: float = Field(gt=0, description="added to the root of the second moment")
+    warmup_updates: int = Field(ge=0, description="updates from rate zero to the peak")
+    clip: float = Field(gt=0, description="largest global gradient norm")
+
+
+class TeacherConfig(StrictModel):
+    """Training and sampling of the teacher."""
+
+    batch: Count = Field(description="images per update")
+    updates: Count = Field(description="parameter updates")
+    optimiser: OptimiserConfig
+    label_dropout: float = Field(ge=0, le=1, description="share of labels hidden in training")
+    ema_decay: float = Field(ge=0, lt=1, description="decay of the averaged weights, per update")
+    weight: str = Field(description="weight of the squared error in x, by name")
+    checkpoint_every: Count = Field(description="updates between checkpoints")
+    samplers: dict[Literal["ancestral", "ddim"], Steps] = Field(
+        min_length=1, description="step counts to sample with, for each sampler family"
+    )
+    sampling_noise: float = Field(
+        0.0, ge=0, le=1, description="ancestral variance, log-linear from the posterior's (0) to its upper bound (1)"
+    )
+
+
+class StudentOverrides(StrictModel):
+    """What one student does differently; the two mappings are partial."""
+
+    batch: int | None = Field(None, description="images per update")
+    updates: int | None = Field(None, description="parameter updates")
+    optimiser: dict[str, JsonValue] = Field({}, description="keys of OptimiserConfig")
+    options: dict[str, JsonValue] = Field({}, description="the method's own")
+
+
+StudentName = Annotated[str, Field(pattern=r"^(k[1-9][0-9]*|all)$")]
+
+
+class MethodConfig(StrictModel):
+    """One distillation method, or one ablation of it, at several step counts."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)?$", description="as registered")
+    variant: str = Field("default", pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the ablation")
+    steps: Steps = Field(description="step counts of the students")
+    batch: Count = Field(description="images per update")
+    updates: Count = Field(description="parameter updates, all turns together")
+    optimiser: OptimiserConfig
+    checkpoint_every: Count = Field(description="updates between checkpoints")
+    options: dict[str, JsonValue] = Field({}, description="the method's own, see `validate_options`")
+    overrides: dict[StudentName, StudentOverrides] = Field({}, description="differences by student: k8, k4, ... or all")
+
+    def for_student(self, name: str) -> "MethodConfig":
+        """This method with the overrides of student `name` ("k4", "all") merged in, and none left."""
+        return MethodConfig.model_validate(self._merged(name))
+
+    def _merged(self, student: str) -> dict[str, Any]:
+        patch = self.overrides[student].model_dump(exclude_unset=True) if student in self.overrides else {}
+        return _merge(self.model_dump(exclude={"overrides"}), patch)
+
+
+class EvaluationConfig(StrictModel):
+    """The images that each metric sees."""
+
+    n_samples: Count = Field(description="generated images")
+    batch: Count = Field(description="images sampled at a time; it does not change them")
+
+
+class Profile(StrictModel):
+    """Everything that the runs of one workflow depend on."""
+
+    seeds: Distinct[Annotated[int, Field(ge=0)]] = Field(description="one complete run each")
+    backends: Distinct[Literal["torch", "jax"]] = Field(description="each method is trained on every one")
+    data: DataConfig
+    extractor: str = Field(description="name of the feature extractor of the metrics")
+    network: NetworkConfig
+    clock: CosineClockConfig | KarrasClockConfig = Field(discriminator="name")
+    teacher: TeacherConfig
+    methods: list[MethodConfig] = Field(min_length=1)
+    evaluation: EvaluationConfig
+    log_every: Count = Field(description="updates between lines of the training log")
+    _name: str = PrivateAttr("")
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix, as in paths and tables; no part of the hash."""
+        return self._name
+
+    @model_validator(mode="after")
+    def _methods_have_distinct_folders(self) -> "Profile":
+        folders = [f"{method.id.replace('/', '-')}/{method.variant}" for method in self.methods]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise ValueError(f"the method and variant {folder} occur twice; give one of them another variant")
+        return self
+
+
+def load_profile(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """Load a profile by name (a file of workflows/config in the repository or the current folder) or by path (*.yaml).
+
+    `overrides` maps dotted keys to values, lists by position: {"teacher.updates": 10, "methods.0.steps": [1, 2]}. A
+    string is read as YAML, so that command-line text needs no parsing. Raises UserError for anything wrong.
+    """
+    path = _find_profile(str(name_or_path))
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: the profile cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the profile is not UTF-8 text") from None
+    for key, value in (overrides or {}).items():
+        _assign(data, key, parse_yaml(value, f"override {key}") if isinstance(value, str) else value)
+    where = f"{path} with {', '.join(overrides)} overridden" if overrides else str(path)
+    profile = validate(Profile, data, where)
+    for position, method in enumerate(profile.methods):
+        for student in method.overrides:
+            validate(MethodConfig, method._merged(student), where, ("methods", str(position), "overrides", student))
+    profile._name = path.stem
+    return profile
+
+
+def validate_options(model: type[Model], options: Mapping[str, Any], where: str) -> Model:
+    """A method's own options as its pydantic model, whose config is to be strict and to forbid extra keys.
+
+    `where` opens the message of the UserError that is raised for wrong options.
+    """
+    return validate(model, dict(options), where)
+
+
+def digest(value: BaseModel | Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that identify a JSON-like value, whatever the order of its keys."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def profile_hash(profile: Profile) -> str:
+    """The digest of a profile's content, defaults included; its name, comments and key order do not matter."""
+    return digest(profile)
+
+
+def _find_profile(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folders = (PROFILE_FOLDER, REPOSITORY / PROFILE_FOLDER)  # the later one wins
+    known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if name not in known:
+        raise UserError(f"unknown profile {name!r}; {suggest(name, known)}, or give a path that ends in .yaml")
+    return known[name]
+
+
+def _assign(data: Any, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    try:
+        for part in parents:
+            data = data[int(part)] if isinstance(data, list) else data.setdefault(part, {})
+        data[int(last) if isinstance(data, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise UserError(f"override {key}: the profile has no such place") from None
+
+
+def _merge(base: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in patch.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged

@@ -1,0 +1,87 @@
+"""All scores of one set of generated images, the identity that makes them comparable, and the real-data floor."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from harness.datasets import ImageSet
+from harness.errors import UserError
+from harness.metrics.extractors import Extractor
+from harness.metrics.images import require_uint8, to_uint8
+from harness.metrics.reference import Identity, Reference
+from harness.metrics.scores import PROTOCOL, fid, inception_score, kid, nearest_neighbour_distance, precision_recall
+from harness.metrics.statistics import Moments
+
+
+def metric_identity(
+    extractor: Extractor, reference: Reference, n_samples: int, label_policy: str
+) -> tuple[Identity, str]:
+    """What must be equal for two numbers to be compared, and its digest (12 hexadecimal digits).
+
+    label_policy names how the classes of the n_samples images were chosen, e.g. "balanced". Raises UserError where
+    `reference` was computed with another extractor.
+    """
+    _require_match(extractor, reference)
+    identity = reference.identity | {"scores": PROTOCOL, "n_samples": n_samples, "label_policy": label_policy}
+    return identity, hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def evaluate_images(
+    images: np.ndarray,
+    extractor: Extractor,
+    reference_train: Reference,
+    reference_heldout: Reference,
+    train_images: np.ndarray,
+) -> dict[str, float]:
+    """Score generated `images`, uint8 (n, c, h, w), against the training split; their order does not matter much.
+
+    Returns fid, is, is_std, kid, kid_std, precision, recall (fractions), fid_heldout (FID to the held-out split) and
+    nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises UserError for another dtype or shape, too few
+    images (below 10), a reference of another extractor, or a value that is not finite.
+    """
+    require_uint8("images", images, extractor.image_shape)
+    require_uint8("train_images", train_images, extractor.image_shape)
+    for reference in (reference_train, reference_heldout):
+        _require_match(extractor, reference)
+    generated = extractor.extract(images)
+    moments = Moments(extractor.dimension).update(generated.features)
+    scores = {"fid": fid(moments, reference_train.moments)}
+    scores["is"], scores["is_std"] = inception_score(generated.logits)
+    scores["kid"], scores["kid_std"] = kid(generated.features, reference_train.features)
+    scores["precision"], scores["recall"] = precision_recall(generated.features, reference_train.features)
+    scores["fid_heldout"] = fid(moments, reference_heldout.moments)
+    scores["nn_distance"] = nearest_neighbour_distance(images, train_images)
+    for name, value in scores.items():
+        if not np.isfinite(value):
+            raise UserError(f"{name} is {value}: the images cannot be scored with '{extractor.name}'")
+    return scores
+
+
+def real_data_floor(
+    train: ImageSet,
+    heldout: ImageSet,
+    n: int,
+    seed: int,
+    extractor: Extractor,
+    reference_train: Reference,
+    reference_heldout: Reference,
+) -> dict[str, float]:
+    """Score `n` images drawn with replacement from the training set: what no generator can be expected to beat.
+
+    Returns the scores of `evaluate_images`, and nn_distance_heldout: the held-out images' mean distance to the
+    training set, which is what nn_distance should be without memorisation. Raises UserError as `evaluate_images` does.
+    """
+    train_images = to_uint8(train.images)
+    rows = np.random.Philox(key=seed).random_raw(n) % np.uint64(len(train))
+    scores = evaluate_images(train_images[rows], extractor, reference_train, reference_heldout, train_images)
+    heldout_distance = nearest_neighbour_distance(to_uint8(heldout.images), train_images)
+    return scores | {"nn_distance_heldout": heldout_distance}
+
+
+def _require_match(extractor: Extractor, reference: Reference) -> None:
+    if reference.identity["extractor_weights"] != extractor.weights_hash:
+        raise UserError(
+            f"the reference of '{reference.identity['data']}' was computed with another extractor than "
+            f"'{extractor.name}' as it is now; compute the reference anew"
+        )

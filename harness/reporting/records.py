@@ -1,0 +1,200 @@
+"""Records of evaluated sample sets: read strictly, ordered, averaged over seeds.
+
+A record is the JSON file `<backend>/<method>/<variant>/<student>/seed<s>/metrics-<sampler>-k<k>.json`. Its neighbours
+`samples-<sampler>-k<k>.npz` and `train.jsonl` hold the images and the training log; either may be absent.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import UserError
+
+SAMPLERS = {"ancestral": "ancestral", "ddim": "DDIM", "renoise": "re-noise"}
+FIRST_METHODS = ["real-data", "teacher", "moment-matching/alternating", "moment-matching/instant"]
+FIRST_BACKENDS = ["-", "torch", "jax"]
+
+
+class Row(BaseModel):
+    """One line of main.csv, in its column order; a null is an empty cell."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    profile: str
+    backend: str
+    method: str
+    variant: str
+    sampler: str
+    guidance: float | None
+    steps: int = Field(ge=0)
+    nfe: int = Field(ge=0)
+    params: int | None
+    seed: int | None
+    n_samples: int = Field(gt=0)
+    fid: float
+    inception_score: float = Field(alias="is")
+    kid: float
+    precision: float
+    recall: float
+    updates: int | None
+    train_passes: int | float | None
+    train_seconds: float | None
+    peak_memory_mb: float | None
+    images_per_second: float | None
+    convention: str
+    identity: str
+
+
+class Extra(BaseModel):
+    """Measurements beside main.csv; `nn_distance_heldout` is given by the real-data floor alone."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    is_std: float | None
+    kid_std: float | None
+    fid_heldout: float | None
+    nn_distance: float | None
+    nn_distance_heldout: float | None = None
+
+
+class Record(BaseModel):
+    """One evaluated sample set and the file it was read from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    row: Row
+    extra: Extra
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    path: Path = Field(default=Path(), exclude=True)
+
+    @property
+    def samples(self) -> Path:
+        """Where the images of this record lie, if they were kept."""
+        return self.path.with_name(self.path.name.replace("metrics-", "samples-", 1)).with_suffix(".npz")
+
+    @property
+    def log(self) -> Path:
+        """Where the training log of this record's network lies, if it was kept."""
+        return self.path.with_name("train.jsonl")
+
+    @property
+    def student(self) -> str:
+        """The student's folder name: k8, k4, ... or all."""
+        return self.path.parent.parent.name
+
+
+COLUMNS = [field.alias or name for name, field in Row.model_fields.items()]
+# Averaged over seeds.
+METRICS = ["fid", "is", "kid", "precision", "recall", "fid_heldout", "nn_distance", "nn_distance_heldout"]
+METRICS += ["images_per_second"]
+# What tells two records apart, the seed excepted.
+SETTING = ["profile", "n_samples", "identity", "convention", "backend", "method", "variant", "sampler", "guidance"]
+SETTING += ["steps", "nfe", "params"]
+
+
+def load_records(paths: Sequence[Path | str]) -> list[Record]:
+    """Read records and order them: real data, teacher, methods; then backend, sampler, steps, seed.
+
+    Raises UserError naming the file, and the key where there is one, of a missing, garbled, incomplete or repeated
+    record, and where `paths` is empty.
+    """
+    records = [_load(Path(path)) for path in paths]
+    if not records:
+        raise UserError("no records were given; evaluate at least one sample set first")
+    seen: dict[tuple[Any, ...], Path] = {}
+    for record in records:
+        row = record.row.model_dump(by_alias=True)
+        key = (*(row[name] for name in SETTING), row["seed"])
+        if key in seen:
+            raise UserError(f"{record.path}: describes the same run and seed as {seen[key]}; give only one of them")
+        seen[key] = record.path
+    return sorted(records, key=lambda record: _order(record.row))
+
+
+def _load(path: Path) -> Record:
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: the record cannot be read ({error.strerror}); evaluate its samples first") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key + ': ' if key else ''}{first['msg']}; evaluate its samples again") from None
+    return record.model_copy(update={"path": path})
+
+
+def _rank(value: str, first: list[str]) -> tuple[int, str]:
+    return (first.index(value) if value in first else len(first), value)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    method, backend = _rank(row.method, FIRST_METHODS), _rank(row.backend, FIRST_BACKENDS)
+    numbers = (row.guidance or 0.0, row.steps, -1 if row.seed is None else row.seed)
+    return (row.profile, method, row.variant, backend, row.sampler, *numbers, row.convention, row.identity)
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """Rows, extras and readable `label`s of records, one line each, in their order."""
+    rows = [record.row.model_dump(by_alias=True) | record.extra.model_dump() for record in records]
+    # An explicit dtype keeps counts whole beside nulls (Int64) and floats at full precision.
+    columns = {name: _series([row.get(name) for row in rows]) for name in dict.fromkeys(COLUMNS + METRICS + [*rows[0]])}
+    table = pd.DataFrame(columns)
+    table["label"] = labels(table)
+    return table
+
+
+def _series(values: list[Any]) -> "pd.Series[Any]":
+    given = {type(value) for value in values if value is not None}
+    if given == {int}:
+        return pd.Series(values, dtype="Int64")
+    return pd.Series(values, dtype="float64" if given and given <= {int, float} else "object")
+
+
+def labels(table: pd.DataFrame) -> list[str]:
+    """What a reader calls each row: method, and whatever sets it apart from its method's other rows."""
+    rows = table.to_dict("records")
+    samplers = {row["method"]: {other["sampler"] for other in rows if other["method"] == row["method"]} for row in rows}
+    names = []
+    for row in rows:
+        name = method_name(row["method"])
+        if len(samplers[row["method"]]) > 1:
+            name += f", {SAMPLERS.get(row['sampler'], row['sampler'])}"
+        if row["variant"] not in ("default", "-"):
+            name += f" [{row['variant']}]"
+        if pd.notna(row["guidance"]) and row["guidance"]:
+            name += f", w = {row['guidance']:g}"
+        names.append(name if row["convention"] == "final" else f"{name} ({row['convention']})")
+    return names
+
+
+def method_name(method: str) -> str:
+    """`moment-matching/alternating` as a reader writes it."""
+    if method.startswith("dmd"):
+        return method.upper()
+    text = method.replace("/", ", ").replace("-", " ")
+    return text[:1].upper() + text[1:]
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Average the metrics of `frame` over seeds: means, `<metric>_sd` (ddof 1, NaN for one seed) and `seeds`."""
+    numeric = table.astype({name: "float64" for name in METRICS})
+    groups = numeric.groupby([*SETTING, "label"], dropna=False, sort=False)
+    parts = [groups[METRICS].mean(), groups[METRICS].std(ddof=1).add_suffix("_sd"), groups.size().rename("seeds")]
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested keys joined by dots, values as text; long hexadecimal digests are cut to 12 digits."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = "\N{EN DASH}" if value is None else str(value)
+            digest = len(text) >= 32 and all(character in "0123456789abcdef" for character in text)
+            flat[f"{prefix}{key}"] = text[:12] if digest else text
+    return flat

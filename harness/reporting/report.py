@@ -1,0 +1,149 @@
+"""The report: one HTML file that needs nothing beside it. Figures are embedded, tables and styles are inline."""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import UserError
+from harness.files import write_atomic
+from harness.reporting.figures import CAPTIONS
+from harness.reporting.records import Record, flatten, frame, load_records, method_name, over_seeds
+from harness.reporting.tables import DASH, TIMES, layout, templates
+
+MANY = 4  # more different values than these are counted, not listed
+
+
+def write_report(paths: Sequence[Path | str], figures: Path | str, path: Path | str) -> None:
+    """Write the report of the records at `paths` and of the folder that `write_figures` filled to the file `path`.
+
+    Raises UserError for a record or figure that cannot be read and for a file that cannot be written.
+    """
+    records = load_records(paths)
+    table = frame(records)
+    means = over_seeds(table)
+    page = templates().get_template("report.html.jinja")
+    content = page.render(
+        profiles=", ".join(dict.fromkeys(table["profile"])),
+        backends=", ".join(name for name in dict.fromkeys(table["backend"]) if name != "-"),
+        records=len(records),
+        tiles=_tiles(means),
+        ratios=_by_steps(teacher_ratios(means), "ratio", "{:.2f}".format),
+        blocks=layout(records),
+        figures=_embedded(Path(figures)),
+        cost=_cost(records),
+        throughput=_by_steps(means[means["method"] != "real-data"], "images_per_second", _number),
+        provenance=_provenance(records),
+        identities=_identities(records),
+    )
+    write_atomic(path, content)
+
+
+def _embedded(folder: Path) -> list[dict[str, str]]:
+    try:
+        figures = json.loads((folder / CAPTIONS).read_text()).values()
+        return [
+            figure | {"data": base64.b64encode((folder / figure["file"]).read_bytes()).decode()} for figure in figures
+        ]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: the figure cannot be read ({error.strerror}); draw the figures first"
+        ) from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{folder / CAPTIONS}: is garbled; draw the figures again") from None
+
+
+def teacher_ratios(means: pd.DataFrame) -> pd.DataFrame:
+    """FID of each student over that of its teacher's ancestral sampling at the same step count, as column `ratio`.
+
+    Both share profile, identity, sample count, convention and backend; a student without such a teacher is left out.
+    """
+    alike = ["profile", "identity", "n_samples", "convention", "backend", "steps"]
+    students = means[~means["method"].isin(["teacher", "real-data"])]
+    merged = students.merge(_plain_teachers(means), on=alike, suffixes=("", "_teacher"), validate="many_to_one")
+    return merged.assign(ratio=merged["fid"] / merged["fid_teacher"])
+
+
+def _plain_teachers(means: pd.DataFrame) -> pd.DataFrame:
+    plain = (means["variant"] == "default") & (means["guidance"].fillna(0) == 0)
+    return means[(means["method"] == "teacher") & (means["sampler"] == "ancestral") & plain]
+
+
+def teacher_over_floor(means: pd.DataFrame) -> pd.DataFrame:
+    """FID of each backend's teacher with its most ancestral steps over the real-data floor, as column `ratio`."""
+    alike = ["profile", "identity", "n_samples", "convention"]
+    most = _plain_teachers(means).sort_values("steps").groupby([*alike, "backend"], sort=False).tail(1)
+    merged = most.merge(means[means["method"] == "real-data"], on=alike, suffixes=("", "_floor"))
+    return merged.assign(ratio=merged["fid"] / merged["fid_floor"])
+
+
+def _tiles(means: pd.DataFrame) -> list[dict[str, str]]:
+    floors = means[means["method"] == "real-data"]
+    tiles = [{"value": f"{row.fid:.3g}", "name": "FID of real data (floor)"} for row in floors.itertuples()]
+    for row in teacher_over_floor(means).sort_values("backend", ascending=False).itertuples():
+        name = f"teacher with {row.steps} steps, FID over the floor ({row.backend})"
+        tiles.append({"value": f"{row.ratio:.2f}{TIMES}", "name": name})
+    ratios = teacher_ratios(means)
+    if len(ratios):
+        best = ratios.sort_values("ratio").to_dict("records")[0]
+        name = f"best student, FID over its teacher's ({best['label']}, k = {best['steps']}, {best['backend']})"
+        tiles.append({"value": f"{best['ratio']:.2f}{TIMES}", "name": name})
+    return tiles
+
+
+def _cost(records: Sequence[Record]) -> dict[str, list[Any]]:
+    header = ["Method", "Network", "Backend", "Seed", "Updates", "Passes", "Training, s", "Peak memory, MB"]
+    rows: dict[tuple[str, ...], None] = {}
+    for record in records:
+        row = record.row
+        if row.method != "real-data":
+            name = method_name(row.method) + ("" if row.variant == "default" else f" [{row.variant}]")
+            numbers = (row.seed, row.updates, row.train_passes, row.train_seconds, row.peak_memory_mb)
+            rows[(name, record.student, row.backend, *map(_number, numbers))] = None
+    return {"header": header, "rows": [list(row) for row in rows]}
+
+
+def _by_steps(table: pd.DataFrame, column: str, form: Callable[[float], str]) -> dict[str, list[Any]]:
+    """A table of one column: rows are methods on a backend, columns step counts."""
+    several = table["identity"].nunique() > 1
+    steps = sorted(set(table["steps"]))
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    for row in table[table[column].notna()].to_dict("records"):
+        name = f"{row['label']} (identity {row['identity'][:8]})" if several else row["label"]
+        rows.setdefault((name, row["backend"]), {})[row["steps"]] = form(row[column])
+    lines = [[*key, *(of.get(k, DASH) for k in steps)] for key, of in rows.items()]
+    return {"header": ["Method", "Backend", *(f"k = {k}" for k in steps)], "rows": lines}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.3g}"
+
+
+def _provenance(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """One row a key, one column a backend."""
+    backends = list(dict.fromkeys(record.row.backend for record in records))
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for record in records:
+        for key, value in flatten(record.provenance).items():
+            found.setdefault(key, {}).setdefault(record.row.backend, {})[value] = None
+    rows = [[key, *(_distinct(list(of.get(backend, {}))) for backend in backends)] for key, of in sorted(found.items())]
+    return {"header": ["", *("real data" if name == "-" else name for name in backends)], "rows": rows}
+
+
+def _distinct(values: list[str]) -> str:
+    if len(values) > MANY:
+        return f"{len(values)} different values"
+    return ", ".join(values) or DASH
+
+
+def _identities(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """One row a key, one column an identity."""
+    trees = {record.row.identity: flatten(record.identity) for record in records}
+    keys = dict.fromkeys(key for tree in trees.values() for key in tree)
+    rows = [[key, *(tree.get(key, DASH) for tree in trees.values())] for key in keys]
+    return {"header": ["", *(identity[:12] for identity in trees)], "rows": rows}

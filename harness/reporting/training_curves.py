@@ -1,0 +1,129 @@
+"""Training curves: loss, gradient norm and learning rate over updates, one figure a method."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from harness.errors import UserError
+from harness.reporting.records import Record, method_name
+from harness.reporting.style import LINES, REFERENCE, Figure, colour, log_axis, plain, save, slug
+
+# Turns whose loss is an inner product of either sign: its level does not measure progress (algorithm 2).
+SIGNLESS = {("moment-matching/alternating", "student")}
+WINDOWS = 40  # the running mean spans 1/40 of a curve
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The updates of a training log (JSON lines). Raises UserError naming the line and key that cannot be used."""
+    updates = []
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            update = json.loads(text)
+            missing = {"update", "turn", "loss", "learning_rate", "gradient_norm"} - set(update)
+        except (ValueError, TypeError):
+            raise UserError(f"{path}: line {number} is not a JSON object; train again, or remove the file") from None
+        if missing:
+            raise UserError(f"{path}: line {number} lacks {sorted(missing)[0]!r}; train again, or remove the file")
+        updates.append(update)
+    return updates
+
+
+def training_curves(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
+    """One figure for each method and variant with a log beside its records: rows are turns, colours students."""
+    runs: dict[tuple[str, str], dict[Path, Record]] = {}
+    absent: dict[tuple[str, str], set[Path]] = {}
+    for record in records:
+        key = (record.row.method, record.row.variant)
+        if record.log.exists():
+            runs.setdefault(key, {}).setdefault(record.log, record)
+        elif record.row.method != "real-data":
+            absent.setdefault(key, set()).add(record.log)
+    return {
+        f"training-{slug(method)}{'' if variant == 'default' else '-' + slug(variant)}": _figure(
+            method, variant, list(logs.values()), len(absent.get((method, variant), ())), folder
+        )
+        for (method, variant), logs in runs.items()
+    }
+
+
+def _figure(method: str, variant: str, runs: list[Record], absent: int, folder: Path) -> Figure:
+    logs = [(record, read_log(record.log)) for record in runs]
+    rows = list(dict.fromkeys((u["turn"], name) for _, log in logs for u in log for name in u["gradient_norm"]))
+    students = sorted({record.student for record in runs}, key=lambda name: (len(name), name))
+    tints = dict(zip(students, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(students))), strict=True))
+    if len(students) == 1:
+        tints = {students[0]: colour(method)}
+    canvas, axes = plt.subplots(len(rows), 3, figsize=(10, 2.5 * len(rows)), squeeze=False, sharex=True)
+    for (turn, network), panels in zip(rows, axes, strict=True):
+        signless = (method, turn) in SIGNLESS
+        for record, log in logs:
+            updates = [u for u in log if u["turn"] == turn and network in u["gradient_norm"]]
+            style = {"color": tints[record.student], "linestyle": LINES.get(record.row.backend, ":")}
+            x = np.array([u["update"] for u in updates], float)
+            curves = (
+                [u["loss"] for u in updates],
+                [u["gradient_norm"][network] for u in updates],
+                [u["learning_rate"] for u in updates],
+            )
+            for panel, values in zip(panels, curves, strict=True):
+                _curve(panel, x, np.array(values, float), style, faint=0 if panel is panels[2] else 0.4 / len(runs))
+        titles = (f"loss of the {turn} turn", f"gradient norm, {network}", f"learning rate, {turn} turn")
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set_title(title + (" (signless)" if signless and panel is panels[0] else ""))
+        _scale(panels[0])
+        _scale(panels[1])
+        panels[2].yaxis.set_major_formatter(FuncFormatter(plain))
+    for panel in axes[-1]:
+        panel.set_xlabel("update")
+    names = list(dict.fromkeys(record.row.backend for record in runs))
+    handles = [Line2D([], [], color=tints[name], label=_student(name)) for name in students if len(students) > 1]
+    handles += [Line2D([], [], color=REFERENCE, linestyle=LINES.get(name, ":"), label=name) for name in names]
+    canvas.tight_layout()
+    canvas.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), handlelength=3)
+    name = method_name(method) + ("" if variant == "default" else f" [{variant}]")
+    stem = f"training-{slug(method)}{'' if variant == 'default' else '-' + slug(variant)}"
+    return Figure(save(canvas, folder, stem), f"Training curves: {name}", _caption(method, rows, students, absent))
+
+
+def _caption(method: str, rows: list[tuple[str, str]], students: list[str], absent: int) -> str:
+    text = "Loss, gradient norm before clipping, and learning rate over updates, one row a trained network; "
+    text += "colour: student, " if len(students) > 1 else ""
+    text += "line: backend. Faint: every logged update; bold: running mean over 1/40 of the run. "
+    if any((method, turn) in SIGNLESS for turn, _ in rows):
+        text += (
+            "The student's loss is an inner product with no fixed sign (symmetric logarithmic axis): neither its sign "
+            "nor its level says how good the student is; look for bursts in it, not for a trend. "
+        )
+    return text + (f"{absent} run(s) left no training log and are not drawn." if absent else "")
+
+
+def _student(name: str) -> str:
+    return f"k = {name[1:]}" if name[:1] == "k" and name[1:].isdigit() else name
+
+
+def _curve(ax: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any], *, faint: float) -> None:
+    window = max(1, len(y) // WINDOWS)
+    if not faint or window == 1:
+        ax.plot(x, y, linewidth=1.3, **style)
+        return
+    # Rasterised: tens of thousands of points would make the SVG megabytes large.
+    ax.plot(x, y, linewidth=0.5, alpha=faint, rasterized=True, **style | {"linestyle": "-"})
+    mean = np.convolve(y, np.full(window, 1 / window), mode="valid")
+    ax.plot(x[window // 2 :][: len(mean)], mean, linewidth=1.4, **style)
+
+
+def _scale(ax: Axes) -> None:
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.ones(1)])
+    if (values > 0).all():
+        log_axis(ax)
+        return
+    # Linear where nine of ten values lie, so that logarithmic ticks crowd around zero for bursts alone.
+    ax.set_yscale("symlog", linthresh=float(np.quantile(np.abs(values), 0.9)) or 1.0)
+    ax.axhline(0, color=REFERENCE, linewidth=0.8)

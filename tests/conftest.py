@@ -1,0 +1,46 @@
+"""Shared fixtures: one thread for every framework, tiny networks, and the two backends."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import pytest
+
+from harness.networks.transformer import TransformerSpec, initial_weights
+from harness.noise import Noise
+
+SPEC = TransformerSpec(channels=1, size=4, patch=2, width=16, depth=2, heads=2, num_classes=3)
+
+
+@pytest.fixture
+def spec() -> TransformerSpec:
+    """A network for 4x4 images, small enough for finite differences."""
+    return SPEC
+
+
+@pytest.fixture
+def weights() -> dict[str, np.ndarray]:
+    """Generic weights: the initial ones plus noise, so that no gate or output is zero."""
+    return generic_weights(SPEC, 0)
+
+
+def generic_weights(spec: TransformerSpec, seed: int) -> dict[str, np.ndarray]:
+    """Initial weights plus N(0, 0.1^2) noise, float32."""
+    noise = Noise(seed)
+    initial = initial_weights(spec, seed)
+    return {
+        name: value + np.float32(0.1) * noise.normal(f"test/{name}", 0, 0, 1, value.shape)[0]
+        for name, value in initial.items()
+    }
+
+
+def random_batch(spec: TransformerSpec, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random images (count, channels, size, size) in [-1, 1] and labels."""
+    noise = Noise(seed)
+    images = 2 * noise.uniform("test/images", 0, 0, count, (spec.channels, spec.size, spec.size)) - 1
+    labels = (noise.uniform("test/labels", 0, 0, count) * spec.num_classes).astype(np.int64)
+    return {"images": images.astype(np.float32), "labels": labels}

@@ -1,0 +1,50 @@
+# Teachers and students. What a killed run needs to go on lies undeclared in its resume/ folder.
+
+
+rule teacher:
+    input:
+        f"{ROOT}/data/train.npz",
+    output:
+        f"{RUN}/teacher.safetensors",
+        f"{RUN}/train.json",
+        f"{RUN}/train.jsonl",
+    log:
+        f"{RUN}/train.log",
+    benchmark:
+        f"{RUN}/train.benchmark.tsv"
+    wildcard_constraints:
+        run=f"{TEACHER}/default/{TEACHER}",
+    priority: 10
+    threads: 1
+    params:
+        profile=shlex.quote(PROFILE),
+        source=training_source,
+        config=training_config,
+    shell:
+        "fewstep teacher --profile {params.profile} --backend {wildcards.backend} --seed {wildcards.seed}"
+        " --threads {threads} > {log} 2>&1"
+
+
+rule distill:
+    input:
+        f"{ROOT}/data/train.npz",
+        lambda wildcards: str(WORKSPACE.teacher_checkpoint(wildcards.backend, int(wildcards.seed))),
+    output:
+        f"{RUN}/student.safetensors",
+        f"{RUN}/train.json",
+        f"{RUN}/train.jsonl",
+    log:
+        f"{RUN}/train.log",
+    benchmark:
+        f"{RUN}/train.benchmark.tsv"
+    wildcard_constraints:
+        run=f"(?!{TEACHER}/)[^/]+/[^/]+/[^/]+",
+    priority: 5
+    threads: 1
+    params:
+        profile=shlex.quote(PROFILE),
+        source=training_source,
+        config=training_config,
+        run=lambda wildcards: run_options(wildcards),
+    shell:
+        "fewstep distill --profile {params.profile} {params.run} --threads {threads} > {log} 2>&1"
