@@ -1,13 +1,10 @@
 """Training a teacher: a class-conditional denoiser fitted by weighted least squares; the result is an average of it."""
 
-import numpy as np
 from pydantic import Field
 
 from harness.diffusion import Array, diffuse, squared_error, weight
 from harness.method import Average, Batch, Draws, Fresh, Method, Networks, Ops, Options, Start, Turn, WeightName
 from harness.noise import Noise
-
-GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class TeacherOptions(Options):
@@ -33,14 +30,9 @@ class Teacher(Method):
         return {"model": Fresh(), "teacher": Average("model", lambda step: min(decay, (1 + step) / (10 + step)))}
 
     def draw(self, noise: Noise, step: int, start: int, count: int) -> Draws:
-        """Times, noise, and which labels are hidden.
-
-        The times of a step are one uniform draw moved along the golden-ratio sequence by the sample's index: each is
-        uniform, and together they cover [0, 1] evenly, which lowers the gradient's variance (as Kingma et al. 2021 do).
-        """
-        offset = noise.uniform("teacher/t", step, 0, 1).astype(np.float64)
+        """Times, noise, and which labels are hidden."""
         return {
-            "t": np.mod(offset + np.arange(start, start + count) * GOLDEN_RATIO, 1).astype(np.float32),
+            "t": noise.uniform("teacher/t", step, start, count),
             "eps": noise.normal("teacher/eps", step, start, count, self.shape),
             "hide": noise.uniform("teacher/hide", step, start, count) < self.options.label_dropout,
         }
