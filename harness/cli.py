@@ -160,6 +160,15 @@ def report(profile: Profile = "digits", results: Results = None) -> None:
     _run("report", profile, results)
 
 
+@app.command()
+def bench(
+    profile: Profile = "digits",
+    out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,
+) -> None:
+    """Measure what an update costs beside a hand-written loop, and JAX beside PyTorch. Example: fewstep bench"""
+    _run("bench", profile, None, out=out)
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr and exit status 2."""
     try:

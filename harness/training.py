@@ -130,8 +130,7 @@ class Run:
             tqdm(total=schedule.updates, initial=first, desc=title, unit="update", mininterval=1) as bar,
         ):
             for step in range(first, schedule.updates):
-                update, turn, rate = self._update(step)
-                check_finite(update, step, turn)
+                update, turn, rate = self.update(step)
                 bar.update()
                 done = step + 1
                 if step % schedule.log_every == 0:
@@ -149,7 +148,8 @@ class Run:
                     save_checkpoint(self.resume / "state.safetensors", self.learner.state(), state)
         self.elapsed = time.monotonic() - began
 
-    def _update(self, step: int) -> tuple[Update, str, float]:
+    def update(self, step: int) -> tuple[Update, str, float]:
+        """Do update number `step`; returns what it measured, its turn and its learning rate."""
         batch, method = self.schedule.batch, self.method
         turn, rate = method.turn(step), self.schedule.learning_rate_at(step)
         draws = method.draw(self.noise, step, 0, batch)
@@ -159,7 +159,9 @@ class Run:
         examples = self.data.take(step * batch * draws_of_data, batch * draws_of_data)
         if draws_of_data > 1:
             examples = {key: value.reshape(draws_of_data, batch, *value.shape[1:]) for key, value in examples.items()}
-        return self.learner.update(turn, examples, draws, rate, decays), turn, rate
+        update = self.learner.update(turn, examples, draws, rate, decays)
+        check_finite(update, step, turn)
+        return update, turn, rate
 
     def _log_line(self, step: int, turn: str, update: Update, rate: float, speed: float) -> str:
         record = {

@@ -29,7 +29,7 @@ def test_labels_stay_with_their_images():
 
 def test_train_and_heldout_divide_the_whole():
     train, heldout, whole = (load_dataset("digits", split) for split in ("train", "heldout", "all"))
-    assert len(heldout) / len(whole) == pytest.approx(0.2, abs=0.002)
+    assert len(heldout) / len(whole) == pytest.approx(0.1, abs=0.002)
     np.testing.assert_array_equal(np.concatenate([train.images, heldout.images]), whole.images)
     np.testing.assert_array_equal(np.concatenate([train.labels, heldout.labels]), whole.labels)
 
@@ -38,10 +38,10 @@ def test_train_and_heldout_divide_the_whole():
 def test_every_split_has_even_classes_in_no_order(split):
     labels = load_dataset("digits", split).labels
     counts = np.bincount(labels, minlength=10)
-    assert counts.min() > 0.95 * len(labels) / 10
-    assert counts.max() < 1.05 * len(labels) / 10
+    assert counts.min() > 0.94 * len(labels) / 10
+    assert counts.max() < 1.06 * len(labels) / 10
     # neighbours share their label in a tenth of the cases (the file itself counts 0, 1, 2, ...: almost never)
-    assert (labels[1:] == labels[:-1]).mean() == pytest.approx(0.1, abs=0.06)
+    assert (labels[1:] == labels[:-1]).mean() == pytest.approx(0.1, abs=0.07)
 
 
 def test_heldout_images_come_from_all_writers():

@@ -137,7 +137,7 @@ def test_scores_order_heldout_noisy_and_collapsed_images(bench):
 def test_memorised_images_have_distance_zero_and_heldout_images_do_not(bench, floors):
     assert bench.evaluate(bench.train.images[:300])["nn_distance"] == 0
     for floor in floors:
-        assert floor.keys() == KEYS | {"nn_distance_heldout"}
+        assert floor.keys() == KEYS | {"fid_std", "nn_distance_heldout"}
         assert floor["nn_distance"] == 0
         assert floor["nn_distance_heldout"] == bench.evaluate(bench.heldout.images)["nn_distance"] > 1
 

@@ -42,7 +42,7 @@ def test_the_committed_weights_are_accurate_and_of_this_split(train, heldout):
     with safe_open(digits_cnn.WEIGHTS, framework="np") as file:
         stored = json.loads(file.metadata()["extractor"])
     assert stored["train_digest"] == train.digest
-    assert stored["accuracy_heldout"] == pytest.approx(report["accuracy_heldout"], abs=0.003)  # one image of 359
+    assert stored["accuracy_heldout"] == pytest.approx(report["accuracy_heldout"], abs=0.006)  # one image of 179
     assert digits_cnn.WEIGHTS.stat().st_size < 400_000
 
 
