@@ -40,7 +40,7 @@ class Noise:
         return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(count, *shape)
 
     def normal(self, purpose: str, step: int, start: int, count: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Standard normal float32, two from each 64-bit word (so |value| < 6.7)."""
+        """Standard normal float32, two from each 64-bit word (so |value| < 6.8)."""
         size = int(np.prod(shape))
         words = self._words(purpose, step, start, count, (size + 1) // 2)
         radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 0.5) * 2.0**-32))

@@ -147,6 +147,7 @@ class TorchLearner(Learner):
             for key, value in params.items():
                 value.copy_(tensors[f"network/{name}/{key}"])
         for turn, optimiser in self.optimisers.items():
+            optimiser.state.clear()  # a turn that the state has not taken yet has no moments there
             if f"optimiser/{turn}/count" not in tensors:
                 continue
             for name, leaf in self._moments(turn):

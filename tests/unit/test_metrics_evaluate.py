@@ -150,7 +150,7 @@ def test_the_floor_is_the_expected_fid_of_n_draws(bench, floors):
     g = features @ basis
     variances = (g**2).T @ g**2 / len(g) - np.diag(eigenvalues**2)
     expected = (eigenvalues.sum() + 0.5 * (variances / np.add.outer(eigenvalues, eigenvalues)).sum()) / 1000
-    assert np.mean([floor["fid"] for floor in floors]) == pytest.approx(expected, rel=0.35)
+    assert np.mean([floor["fid"] for floor in floors]) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_floor_depends_on_its_seed_alone(bench, floors):
