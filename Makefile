@@ -16,7 +16,7 @@ tables: $(READY)
 	$(BIN)/snakemake --cores all $(if $(PROFILE),--config profile=$(PROFILE))
 
 test: $(READY)
-	$(ONE_THREAD) $(BIN)/pytest -n 2
+	$(ONE_THREAD) $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check

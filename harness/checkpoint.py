@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with its manifest in the header, written atomically and verified when read.
 
-The manifest says what the tensors are: the configuration that they came from, the network's sizes, and a digest of the
-tensors themselves. It holds nothing that varies between equal runs (no times), so that equal runs give equal bytes.
+The manifest says what the tensors are: the configuration that they came from, the network's sizes, and a digest of
+manifest and tensors. A result's holds nothing that varies between equal runs, so that equal runs give equal bytes.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ FORMAT = 1
 HEADER_KEY = "fewstep"
 
 
-def tensor_digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, types, shapes and values."""
-    digest = hashlib.sha256()
+def content_digest(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest, and of the tensors' names, types, shapes and values."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
+        tensor = np.asarray(tensors[name], order="C")  # ascontiguousarray would make a scalar a vector
         digest.update(f"{name}/{tensor.dtype.str}/{tensor.shape}/".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
@@ -33,9 +33,10 @@ def tensor_digest(tensors: Mapping[str, np.ndarray]) -> str:
 
 def save_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
     """Write tensors and manifest to `path`. Raises UserError where the folder is missing or the disk is full."""
-    record = {**manifest, "format": FORMAT, "digest": tensor_digest(tensors)}
+    record = {**manifest, "format": FORMAT}
+    record["digest"] = content_digest(tensors, record)
     header = {HEADER_KEY: json.dumps(record, sort_keys=True)}
-    write_atomic(path, save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, header))
+    write_atomic(path, save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, header))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -52,10 +53,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path}: the checkpoint is damaged or not a checkpoint ({error}); {remedy}") from None
-    if manifest is None or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a fewstep checkpoint of format {FORMAT}; {remedy}")
-    if tensor_digest(tensors) != manifest["digest"]:
-        raise UserError(f"{path}: the checkpoint was altered (its tensors do not match its digest); {remedy}")
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    if content_digest(tensors, content) != manifest.get("digest"):
+        raise UserError(f"{path}: the checkpoint was altered (its content does not match its digest); {remedy}")
     return tensors, manifest
 
 

@@ -1,5 +1,6 @@
 """The command `fewstep`: one verb for each node of the workflow; heavy imports happen inside the verbs."""
 
+import errno
 import importlib
 import os
 import sys
@@ -175,4 +176,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("error: no space left on the device; free some, or choose another --results", file=sys.stderr)
         sys.exit(2)

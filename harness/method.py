@@ -8,17 +8,18 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from harness.diffusion import WEIGHTS, Array, Clock, x_from_v
 from harness.errors import UserError
+from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from harness.samplers import equal_times
 
@@ -49,9 +50,9 @@ class Fresh:
 
 @dataclass(frozen=True)
 class CopyOf:
-    """A network that starts as a copy of another run's result: "teacher", or a method's own parent student."""
+    """A network that starts as a copy of another run's result: the teacher's, or the parent's (`Method.parent`)."""
 
-    source: str = "teacher"
+    source: Literal["teacher", "parent"] = "teacher"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,23 @@ class Average:
     decay: Callable[[int], float]
 
 
-Start = Fresh | CopyOf | Average
+@dataclass(frozen=True)
+class Head:
+    """A small network of the method's own: `apply(params, *arrays)`, pure and over the array API.
+
+    `shapes` names its parameters; matrices (out, in) start Glorot-uniform from the run's seed, vectors at zero.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    apply: Callable[..., Array]
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """A constant: Adam's 1 / (sqrt(v) + eps) at the end of the teacher's training, for each of its parameters."""
+
+
+Start = Fresh | CopyOf | Average | Head | Preconditioner
 
 
 @dataclass(frozen=True)
@@ -85,8 +102,8 @@ class Ops(Protocol):
     def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
         """The gradient of a scalar function at `params`."""
 
-    def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> Array:
-        """The derivative of `function` at `params` along `tangents`."""
+    def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> tuple[Array, Array]:
+        """`function` at `params`, and its derivative there along `tangents`."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +126,29 @@ class Denoiser:
 
     def at(self, params: Any) -> "Denoiser":
         """The same network with other parameters (for gradients and JVPs in the parameters)."""
-        return Denoiser(self.apply, params, self.clock)
+        return replace(self, params=params)
+
+    def constant(self, ops: Ops) -> "Denoiser":
+        """The same network with no gradient in its parameters; a trained network run so keeps no activations."""
+        return self.at({name: ops.stop_gradient(value) for name, value in self.params.items()})
 
 
 Networks = Mapping[str, Any]
+"""By name: a Denoiser, a Head's function of arrays, or a Preconditioner's arrays by parameter name."""
+
+
+def bind(starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping[str, Any], clock: Clock) -> Networks:
+    """What a loss sees of the parameters of every network and average."""
+
+    def one(name: str) -> Any:
+        start = starts[name]
+        while isinstance(start, Average):
+            start = starts[start.of]
+        if isinstance(start, Head):
+            return partial(start.apply, params[name])
+        return params[name] if isinstance(start, Preconditioner) else Denoiser(apply, params[name], clock)
+
+    return {name: one(name) for name in params}
 
 
 class Method(ABC):
@@ -128,13 +164,24 @@ class Method(ABC):
     Options: ClassVar[type[Options]] = Options
     result: ClassVar[str] = "student"
     """The network that the run is for."""
-    turns: ClassVar[Mapping[str, Turn]]
+    second_moments_of: ClassVar[str | None] = None
+    """The trained network whose Adam second moments are stored beside the result."""
     sources: ClassVar[Mapping[str, int]] = {"data": 1}
-    """Batches drawn at each step from each source; the batch of a second draw has its own leading axis."""
+    """Examples of each source for one sample of the batch. One: arrays (batch, ...); n: arrays (batch, n, ...)."""
 
-    def __init__(self, k: int, clock: Clock, options: Any, shape: tuple[int, int, int], num_classes: int) -> None:
-        self.k, self.clock, self.options = k, clock, options
-        self.shape, self.num_classes = shape, num_classes
+    def __init__(self, k: int, updates: int, clock: Clock, options: Any, spec: TransformerSpec) -> None:
+        self.k, self.updates, self.clock, self.options, self.spec = k, updates, clock, options, spec
+        self.shape, self.num_classes = (spec.channels, spec.size, spec.size), spec.num_classes
+
+    @property
+    @abstractmethod
+    def turns(self) -> Mapping[str, Turn]:
+        """Every turn by name; a class attribute serves where the passes do not depend on k."""
+
+    @classmethod
+    def parent(cls, student: str, steps: list[int]) -> str | None:
+        """The student that must be trained before this one, for `CopyOf("parent")`; None: the teacher is the parent."""
+        return None
 
     @classmethod
     def students(cls, steps: list[int]) -> dict[str, list[int]]:
@@ -164,7 +211,7 @@ class Method(ABC):
         """All random arrays of one update for samples start .. start + count - 1 of the batch, each (count, ...)."""
 
     def reduce(self, turn: str, nets: Networks, batch: Batch, draws: Batch, ops: Ops) -> Any:
-        """A pytree that is averaged over the whole batch before `loss` sees it; most methods have none."""
+        """Arrays averaged over the whole batch, constants in `loss`; most methods have none."""
         return None
 
     @abstractmethod

@@ -23,6 +23,7 @@ class Teacher(Method):
     Options = TeacherOptions
     turns = {"denoise": Turn(("model",), passes=3)}
     result = "teacher"
+    second_moments_of = "model"
 
     def networks(self) -> dict[str, Start]:
         """The trained model and its average; early updates average over a shorter window."""

@@ -26,6 +26,8 @@ from harness.files import write_atomic
 from harness.method import Average
 from harness.noise import Noise
 
+SECOND_MOMENTS = "second_moments.safetensors"
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -46,27 +48,31 @@ class Schedule:
 
 
 class BatchStream:
-    """Shuffled passes over a data set; position n is a function of (seed, n) alone, so a resume needs no state."""
+    """Shuffled passes over one source; position n is a function of (seed, n) alone, so a resume needs no state.
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, noise: Noise) -> None:
-        self.images, self.labels, self.noise = images, labels, noise
+    `arrays`: equally long arrays by name, for "data" images and labels.
+    """
+
+    def __init__(self, source: str, arrays: Mapping[str, np.ndarray], noise: Noise) -> None:
+        self.source, self.arrays, self.noise = source, arrays, noise
+        self.size = len(next(iter(arrays.values())))
         self.epoch, self.order = -1, np.arange(0)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, self.noise.permutation("data/order", epoch, len(self.images))
+            self.epoch, self.order = epoch, self.noise.permutation(f"{self.source}/order", epoch, self.size)
         return self.order
 
     def take(self, start: int, count: int) -> dict[str, np.ndarray]:
-        """Examples start .. start + count - 1 of the endless stream: images (count, ...) and labels (count,)."""
-        index, size = np.empty(count, np.int64), len(self.images)
+        """Examples start .. start + count - 1 of the endless stream, each array (count, ...)."""
+        index, size = np.empty(count, np.int64), self.size
         done = 0
         while done < count:
             epoch, offset = divmod(start + done, size)
             part = self._epoch_order(epoch)[offset : offset + count - done]
             index[done : done + len(part)] = part
             done += len(part)
-        return {"images": self.images[index], "labels": self.labels[index]}
+        return {name: array[index] for name, array in self.arrays.items()}
 
 
 @contextmanager
@@ -99,7 +105,13 @@ class Run:
     """One training run in its folder: `train` trains, or goes on training, and writes the results."""
 
     def __init__(
-        self, folder: Path, backend: Backend, learner: Learner, schedule: Schedule, seed: int, data: BatchStream
+        self,
+        folder: Path,
+        backend: Backend,
+        learner: Learner,
+        schedule: Schedule,
+        seed: int,
+        data: Mapping[str, BatchStream],
     ) -> None:
         self.folder, self.resume, self.backend = folder, folder / "resume", backend
         self.learner, self.schedule, self.data = learner, schedule, data
@@ -118,13 +130,27 @@ class Run:
             result = self.method.result
             write_atomic(self.folder / "train.json", json.dumps({**summary, **self._measurements()}, indent=1) + "\n")
             write_atomic(self.folder / "train.jsonl", (self.resume / "train.jsonl").read_bytes())
+            if self.method.second_moments_of is not None:
+                self._save_second_moments(self.method.second_moments_of, manifest)
             save_checkpoint(self.folder / f"{result}.safetensors", self.learner.weights(result), manifest)
             shutil.rmtree(self.resume)
+
+    def _save_second_moments(self, name: str, manifest: Mapping[str, Any]) -> None:
+        """Adam's v of one network's gradients (clipped, at its live weights), the bias at zero corrected."""
+        state, adam = self.learner.state(), self.learner.adam
+        (turn,) = (turn for turn, spec in self.method.turns.items() if name in spec.trains)
+        correction = np.float32(1 - adam.beta2 ** int(state[f"optimiser/{turn}/count"]))
+        prefix = f"optimiser/{turn}/nu/{name}/"
+        moments = {key.removeprefix(prefix): v / correction for key, v in state.items() if key.startswith(prefix)}
+        about = {"second_moments_of": name, "weights": "live", "beta2": adam.beta2, "eps": adam.eps, "clip": adam.clip}
+        save_checkpoint(self.folder / SECOND_MOMENTS, moments, {**manifest, **about})
 
     def _optimise(self, first: int, resume_key: str, title: str) -> None:
         schedule, method = self.schedule, self.method
         began = time.monotonic() - self.elapsed
-        mark, marked, unseen = time.monotonic(), first, set(method.turns)
+        mark, marked = time.monotonic(), first
+        interval = range(first - first % schedule.log_every, first)  # of a resumed run: its lines are in the log
+        unseen = set(method.turns) - {method.turn(step) for step in interval}
         with (
             open(self.resume / "train.jsonl", "a") as log,
             tqdm(total=schedule.updates, initial=first, desc=title, unit="update", mininterval=1) as bar,
@@ -155,10 +181,12 @@ class Run:
         draws = method.draw(self.noise, step, 0, batch)
         networks = method.networks()
         decays = {name: start.decay(step) for name, start in networks.items() if isinstance(start, Average)}
-        draws_of_data = method.sources["data"]
-        examples = self.data.take(step * batch * draws_of_data, batch * draws_of_data)
-        if draws_of_data > 1:
-            examples = {key: value.reshape(draws_of_data, batch, *value.shape[1:]) for key, value in examples.items()}
+        examples: dict[str, np.ndarray] = {}
+        for source, n in method.sources.items():
+            arrays = self.data[source].take(step * batch * n, batch * n)
+            prefix = "" if source == "data" else f"{source}/"
+            group = (batch,) if n == 1 else (batch, n)
+            examples |= {f"{prefix}{key}": value.reshape(*group, *value.shape[1:]) for key, value in arrays.items()}
         update = self.learner.update(turn, examples, draws, rate, decays)
         check_finite(update, step, turn)
         return update, turn, rate
@@ -184,7 +212,7 @@ class Run:
             if manifest["key"] == resume_key:
                 self.learner.restore(state)
                 step, self.elapsed = manifest["step"], manifest["elapsed"]
-                lines = log_file.read_text().splitlines(keepends=True)
+                lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] < step]
             else:
                 tqdm.write(f"{self.folder}: starting anew, because configuration, code or teacher changed since")

@@ -1,7 +1,7 @@
 """Where everything that a profile generates lies, and what each run is made from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ class RunAddress:
     variant: str
     student: str
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.method == TEACHER and (self.variant, self.student) != ("default", TEACHER):
+            raise UserError(f"the teacher has no student {self.student!r} ({self.variant}); name a --method as well")
 
     @property
     def name(self) -> str:
@@ -85,10 +89,6 @@ class Workspace:
         """The folder of one run."""
         return self.root / address.folder
 
-    def teacher_checkpoint(self, backend: str, seed: int) -> Path:
-        """The teacher that the students of this backend and seed start from."""
-        return self.run(RunAddress(backend, TEACHER, "default", TEACHER, seed)) / "teacher.safetensors"
-
     @cached_property
     def clock(self) -> Clock:
         """The profile's clock."""
@@ -111,11 +111,24 @@ class Workspace:
         named = ", ".join(f"{config.id} ({config.variant})" for config in self.profile.methods)
         raise UserError(f"profile {self.profile.name!r} has no {method!r} with variant {variant!r}; it has: {named}")
 
-    def make_method(self, address: RunAddress, shape: tuple[int, int, int], num_classes: int) -> Method:
+    def make_method(self, address: RunAddress, spec: TransformerSpec) -> Method:
         """The method object of one run, its options validated."""
-        method = get_method(address.method)
-        k = max(self.steps(address))
-        return method(k, self.clock, self.options(address), shape, num_classes)
+        method, (schedule, _) = get_method(address.method), self.training(address)
+        return method(max(self.steps(address)), schedule.updates, self.clock, self.options(address), spec)
+
+    def teacher(self, address: RunAddress) -> RunAddress:
+        """The teacher of a run's backend and seed."""
+        return RunAddress(address.backend, TEACHER, "default", TEACHER, address.seed)
+
+    def parent(self, address: RunAddress) -> RunAddress:
+        """The run whose result `CopyOf("parent")` copies: another student where the method chains them."""
+        steps = self.method_config(address.method, address.variant).steps
+        parent = get_method(address.method).parent(address.student, steps)
+        return self.teacher(address) if parent is None else replace(address, student=parent)
+
+    def checkpoint(self, address: RunAddress) -> Path:
+        """The result of one run."""
+        return self.run(address) / f"{get_method(address.method).result}.safetensors"
 
     def options(self, address: RunAddress) -> Any:
         """The method's own options for one run."""
@@ -137,10 +150,11 @@ class Workspace:
 
     def settings(self, address: RunAddress) -> list[Setting]:
         """Every way in which the DAG samples this run's result."""
+        options = self.options(address)
         if address.method == TEACHER:
             samplers = self.profile.teacher.samplers
             return [Setting(family, k) for family, steps in samplers.items() for k in steps]
-        family = get_method(address.method).family(self.options(address))
+        family = get_method(address.method).family(options)
         return [Setting(family, k) for k in self.steps(address)]
 
     def training(self, address: RunAddress) -> tuple[Schedule, Adam]:
@@ -176,7 +190,9 @@ class Workspace:
             return shared
         config = self.method_config(address.method, address.variant).for_student(address.student)
         own = config.model_dump(mode="json", exclude={"steps", "overrides", "checkpoint_every"})
-        return {**shared, "student": {**own, "name": address.student}}
+        parent = self.parent(address)
+        chain = {} if parent.method == TEACHER else {"parent": self.run_config(parent)["student"]}
+        return {**shared, "student": {**own, "name": address.student, **chain}}
 
     def runs(self) -> Iterator[RunAddress]:
         """Every run of the profile, each teacher before its students."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.diffusion import Array, Clock
-from harness.method import Average, Batch, Denoiser, Method, Ops
+from harness.method import Average, Batch, Method, Networks, bind
 from harness.networks.transformer import TransformerSpec
 
 Weights = dict[str, np.ndarray]
@@ -34,29 +34,23 @@ class Update:
     logs: dict[str, float]
 
 
-def turn_loss(
-    method: Method,
-    turn: str,
-    apply: Callable[..., Any],
-    params: Mapping[str, Any],
-    batch: Batch,
-    draws: Batch,
-    ops: Ops,
-) -> tuple[Array, dict[str, Array]]:
-    """The loss of one turn at `params` (network name -> parameters), for a backend to differentiate."""
-    nets = {name: Denoiser(apply, parameters, method.clock) for name, parameters in params.items()}
-    return method.loss(turn, nets, batch, draws, method.reduce(turn, nets, batch, draws, ops), ops)
-
-
 class Learner(ABC):
     """The live networks of one training run with their optimisers and averages."""
+
+    apply: Callable[..., Any]
+    """The denoisers' network as a function (params, z, t, labels) -> (v, features)."""
 
     def __init__(self, method: Method, spec: TransformerSpec, weights: Mapping[str, Weights], adam: Adam) -> None:
         self.method, self.spec, self.adam = method, spec, adam
         networks = method.networks()
+        self.starts = networks
         self.averages = {name: start for name, start in networks.items() if isinstance(start, Average)}
         self.names = [name for name in networks if name not in self.averages]
         self.start(weights)
+
+    def nets(self, params: Mapping[str, Any]) -> Networks:
+        """What reduce and loss see of `params`, the parameters of every network and average by name."""
+        return bind(self.starts, self.apply, params, self.method.clock)
 
     @abstractmethod
     def start(self, weights: Mapping[str, Weights]) -> None:

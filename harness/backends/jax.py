@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from harness.backends.base import Adam, Backend, Learner, Update, Weights, turn_loss
+from harness.backends.base import Adam, Backend, Learner, Update, Weights
 from harness.diffusion import Array, Clock
 from harness.method import Batch, Denoiser, Method
 from harness.networks.jax import Transformer
@@ -29,9 +29,10 @@ class JaxOps:
         """The gradient of a scalar function at `params`."""
         return jax.grad(function)(params)
 
-    def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> Array:
-        """The derivative of `function` at `params` along `tangents`, by forward mode."""
-        return jax.jvp(function, (params,), (tangents,))[1]
+    def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> tuple[Array, Array]:
+        """`function` at `params`, and its derivative there along `tangents`, by forward mode."""
+        value, derivative = jax.jvp(function, (params,), (tangents,))
+        return value, derivative
 
 
 def _apply(spec: TransformerSpec) -> Callable[..., Any]:
@@ -69,11 +70,14 @@ class JaxLearner(Learner):
     def _split(self, turn: str) -> tuple[dict[str, Any], dict[str, Any]]:
         trains = self.method.turns[turn].trains
         trained = {name: self.params[name] for name in trains}
-        return trained, {name: params for name, params in self.params.items() if name not in trains}
+        live = {**self.params, **self.averaged}
+        return trained, {name: params for name, params in live.items() if name not in trains}
 
     def _value_and_grad(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch) -> Any:
+        reduced = self.method.reduce(turn, self.nets({**trained, **frozen}), batch, draws, JaxOps())
+
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:
-            return turn_loss(self.method, turn, self.apply, {**params, **frozen}, batch, draws, JaxOps())
+            return self.method.loss(turn, self.nets({**params, **frozen}), batch, draws, reduced, JaxOps())
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
@@ -89,7 +93,7 @@ class JaxLearner(Learner):
         learning_rate: Array,
         decays: Mapping[str, Array],
     ) -> Any:
-        (loss, logs), grads = self._value_and_grad(turn, trained, frozen, batch, draws)
+        (loss, logs), grads = self._value_and_grad(turn, trained, {**frozen, **averaged}, batch, draws)
         norms = {name: optax.tree.norm(grad) for name, grad in grads.items()}
         total = jnp.sqrt(sum(norm**2 for norm in norms.values()))
         scale = jnp.minimum(self.adam.clip / total, 1.0)
@@ -109,6 +113,7 @@ class JaxLearner(Learner):
         """One optimiser step, with the gradient scaled to the bound on its norm."""
         trained, frozen = self._split(turn)
         followers = [name for name, average in self.averages.items() if average.of in trained]
+        frozen = {name: params for name, params in frozen.items() if name not in followers}  # those are donated
         trained, self.moments[turn], averaged, loss, norms, logs = self.compiled[turn](
             trained,
             frozen,

@@ -1,6 +1,7 @@
 """The PyTorch backend: eager execution, autograd, torch.optim.Adam."""
 
 import resource
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backends.base import Adam, Backend, Learner, Update, Weights, turn_loss
+from harness.backends.base import Adam, Backend, Learner, Update, Weights
 from harness.diffusion import Array, Clock
 from harness.method import Batch, Denoiser, Method
 from harness.networks.torch import Transformer
@@ -26,10 +27,12 @@ class TorchOps:
         """The gradient of a scalar function at `params`."""
         return torch.func.grad(function)(params)
 
-    def jvp(self, function: Callable[[Any], Tensor], params: Any, tangents: Any) -> Tensor:
-        """The derivative of `function` at `params` along `tangents`, by forward mode."""
-        derivative: Tensor = torch.func.jvp(function, (params,), (tangents,))[1]
-        return derivative
+    def jvp(self, function: Callable[[Any], Tensor], params: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+        """`function` at `params`, and its derivative there along `tangents`, by forward mode."""
+        with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own torch.jit.script
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            result = torch.func.jvp(function, (params,), (tangents,))
+        return result[0], result[1]
 
 
 def _device() -> torch.device:
@@ -75,8 +78,11 @@ class TorchLearner(Learner):
         leaves = [self.params[name][key] for name in trains for key in sorted(self.params[name])]
         for leaf in leaves:
             leaf.requires_grad_(True)
-        loss, logs = turn_loss(self.method, turn, self.apply, self.params, _tensors(batch), _tensors(draws), TorchOps())
-        grads = torch.autograd.grad(loss, leaves)
+        nets, arrays = self.nets({**self.params, **self.averaged}), (_tensors(batch), _tensors(draws))
+        with torch.no_grad():
+            reduced = self.method.reduce(turn, nets, *arrays, TorchOps())
+        loss, logs = self.method.loss(turn, nets, *arrays, reduced, TorchOps())
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         for leaf in leaves:
             leaf.requires_grad_(False)
         return loss.detach(), logs, list(grads)

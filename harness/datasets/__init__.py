@@ -69,6 +69,8 @@ class ImageSet:
     @classmethod
     def load(cls, path: Path | str) -> "ImageSet":
         """Read a set that `save` wrote. Raises UserError where the file is absent, damaged, or fails its digest."""
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such file; write it first, with: fewstep data")
         name, split, images, labels, num_classes, digest = load_arrays(
             path, "name", "split", "images", "labels", "num_classes", "digest"
         )

@@ -7,6 +7,7 @@ and Adam would turn its rounding noise into full steps (queries and values have 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,4 +87,13 @@ def initial_weights(spec: TransformerSpec, seed: int) -> dict[str, np.ndarray]:
         else:
             bound = np.float32(math.sqrt(6 / (spec.width + spec.width if "qkv" in name else sum(shape))))
             weights[name] = bound * (2 * noise.uniform(f"initial/{name}", 0, 0, 1, shape)[0] - 1)
+    return weights
+
+
+def initial_head(name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Initial weights of a method's own head, float32: matrices (out, in) uniform (Glorot), all else zero."""
+    noise, weights = Noise(seed), {}
+    for key, shape in shapes.items():
+        bound = np.float32(math.sqrt(6 / sum(shape)) if len(shape) == 2 else 0)
+        weights[key] = bound * (2 * noise.uniform(f"initial/{name}/{key}", 0, 0, 1, shape)[0] - 1)
     return weights

@@ -58,13 +58,14 @@ def _harness_update(
     """The training loop's own update: draws, batch, optimiser step, finite check."""
     student = TEACHER if method_id == TEACHER else f"k{STEPS}"
     address = RunAddress(backend_name, method_id, "default", student, 0)
-    method = workspace.make_method(address, data.images.shape[1:], data.num_classes)
     spec = workspace.spec(data.images.shape[1:], data.num_classes)
+    method = workspace.make_method(address, spec)
     schedule, adam = workspace.training(address)
     backend, weights = get_backend(backend_name), initial_weights(spec, 0)
     learner = backend.learner(method, spec, {name: weights for name in method.networks()}, adam)
     with TemporaryDirectory() as folder:
-        run = Run(Path(folder), backend, learner, schedule, 0, BatchStream(data.images, data.labels, Noise(0)))
+        streams = {"data": BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(0))}
+        run = Run(Path(folder), backend, learner, schedule, 0, streams)
     turns = list(method.turns)
     steps = iter(range(turns.index(turn), 10**9, len(turns)))
     return lambda: run.update(next(steps))

@@ -38,7 +38,8 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
         row |= {"steps": setting.steps, "guidance": setting.guidance, "nfe": nfe(setting.steps, setting.guidance)}
         row |= {key: training[key] for key in ("params", "updates", "train_passes", "train_seconds", "peak_memory_mb")}
         row |= {"images_per_second": sampling["images_per_second"][setting.name]}
-        write_record(folder / f"metrics-{setting.name}.json", workspace, row, scores, extractor, train)
+        path = folder / f"metrics-{setting.name}.json"
+        write_record(path, workspace, row, scores, extractor, train, {"training": training["provenance"]})
         print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
 
 
@@ -49,8 +50,9 @@ def write_record(
     scores: dict[str, float],
     extractor: Extractor,
     reference: Reference,
+    provenance: dict[str, Any],
 ) -> None:
-    """Write one record: the row of main.csv, further measurements, identity and provenance."""
+    """Write one record: the row of main.csv, further measurements, identity, and provenance with this process's."""
     n = workspace.profile.evaluation.n_samples
     identity, identity_digest = metric_identity(extractor, reference, n, LABEL_POLICY)
     row = row | {metric: scores[metric] for metric in METRICS}
@@ -59,7 +61,7 @@ def write_record(
         "row": row,
         "extra": {key: value for key, value in scores.items() if key not in METRICS},
         "identity": identity,
-        "provenance": {"config": profile_hash(workspace.profile), **run_record()},
+        "provenance": {"config": profile_hash(workspace.profile), **provenance, "evaluation": run_record()},
     }
     write_atomic(path, json.dumps(record, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ from harness.workspace import Workspace
 
 def run(workspace: Workspace) -> None:
     """Draw the figures of the profile's records, samples and training logs."""
-    folder = workspace.root / "figures"
+    paths, folder = records(workspace), workspace.root / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figures = write_figures(records(workspace), folder, workspace.data("train"))
+    figures = write_figures(paths, folder, workspace.data("train"))
     print(f"{folder}: {len(figures)} figures")

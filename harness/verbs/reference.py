@@ -21,5 +21,5 @@ def run(workspace: Workspace) -> None:
     row = {"backend": "-", "method": "real-data", "variant": "default", "sampler": "-", "guidance": None, "steps": 0}
     row |= {"nfe": 0, "seed": None, "params": None, "updates": None, "train_passes": None, "train_seconds": None}
     row |= {"peak_memory_mb": None, "images_per_second": None}
-    write_record(workspace.floor, workspace, row, scores, extractor, references[0])
+    write_record(workspace.floor, workspace, row, scores, extractor, references[0], {})
     print(f"{workspace.floor}: FID {scores['fid']:.4f} for {n} images drawn with replacement")

@@ -9,9 +9,9 @@ from harness.workspace import Workspace
 
 def run(workspace: Workspace) -> None:
     """Write main.csv, main.md, main.tex and main.html from every record of the profile."""
-    folder = workspace.root / "tables"
+    paths, folder = records(workspace), workspace.root / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    write_tables(records(workspace), folder)
+    write_tables(paths, folder)
     print(f"{folder / 'main.csv'}: written, with main.md, main.tex and main.html beside it")
 
 
@@ -24,5 +24,6 @@ def records(workspace: Workspace) -> list[Path]:
     ]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: not there; sample and evaluate this run first, or run snakemake")
+            verbs = "fewstep reference" if path == workspace.floor else "fewstep sample and fewstep evaluate"
+            raise UserError(f"{path}: not there; write it with {verbs}, or run snakemake")
     return paths

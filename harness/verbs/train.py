@@ -1,17 +1,19 @@
 """What `fewstep teacher` and `fewstep distill` share: one training run at its address."""
 
+import numpy as np
+
 from harness.backends import get_backend
 from harness.backends.base import Weights
 from harness.checkpoint import differences, load_checkpoint, require_config
 from harness.config import digest
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.method import CopyOf, Method
-from harness.networks.transformer import TransformerSpec, initial_weights
+from harness.method import Average, CopyOf, Head, Method, Preconditioner, Start
+from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
 from harness.provenance import run_record, source_hash
-from harness.training import BatchStream, Run
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.training import SECOND_MOMENTS, BatchStream, Run
+from harness.workspace import RunAddress, Workspace
 
 
 def source_modules(backend: str, method_class: type[Method]) -> tuple[str, ...]:
@@ -27,7 +29,7 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     data = ImageSet.load(workspace.data("train"))
     shape = (data.images.shape[1], data.images.shape[2], data.images.shape[3])
     spec = workspace.spec(shape, data.num_classes)
-    method = workspace.make_method(address, shape, data.num_classes)
+    method = workspace.make_method(address, spec)
     schedule, adam = workspace.training(address)
     backend = get_backend(address.backend)
     weights, parent = _starting_weights(workspace, address, method, spec)
@@ -37,15 +39,18 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     result = folder / f"{method.result}.safetensors"
     if result.exists():
         _, existing = load_checkpoint(result)
-        if not differences({k: existing.get(k) for k in manifest}, manifest) and (folder / "train.json").exists():
+        differing = differences({k: existing.get(k) for k in manifest}, manifest)
+        if not (folder / "train.json").exists():
+            differing.append("train.json is missing")
+        if not differing:
             print(f"{result}: already trained")
             return
-        raise UserError(f"{result}: made with another configuration; delete its folder, or choose another --results")
+        why = "; ".join(differing[:3])
+        raise UserError(f"{result}: another run's result ({why}); delete its folder, or choose another --results")
     folder.mkdir(parents=True, exist_ok=True)
     learner = backend.learner(method, spec, weights, adam)
-    run = Run(
-        folder, backend, learner, schedule, address.seed, BatchStream(data.images, data.labels, Noise(address.seed))
-    )
+    streams = {"data": BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(address.seed))}
+    run = Run(folder, backend, learner, schedule, address.seed, streams)
     key = digest({**manifest, "source": source_hash(*source_modules(address.backend, type(method)))})
     summary = {"params": spec.n_parameters, "config": digest(config), "provenance": run_record()}
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
@@ -54,16 +59,32 @@ def train(workspace: Workspace, address: RunAddress) -> None:
 def _starting_weights(
     workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec
 ) -> tuple[dict[str, Weights], dict[str, str]]:
-    """Each network's weights at the start of training, and the digest of the teacher's where one is copied."""
+    """Each network's weights at the start of training, and the digest of every file that they come from, by source."""
+    origins: dict[str, str] = {}
+
+    def read(source: str) -> Weights:
+        run = workspace.parent(address) if source == "parent" else workspace.teacher(address)
+        path = workspace.checkpoint(run)
+        if source == "second_moments":
+            path = path.with_name(SECOND_MOMENTS)
+        arrays, manifest = load_checkpoint(path)
+        require_config(path, manifest, workspace.run_config(run))
+        origins[source] = manifest["digest"]
+        if source == "second_moments":
+            eps = np.float32(manifest["eps"])
+            return {name: 1 / (np.sqrt(v) + eps) for name, v in arrays.items()}
+        return arrays
+
+    def start(name: str, kind: Start) -> Weights:
+        if isinstance(kind, Average):
+            return start(kind.of, starts[kind.of])
+        if isinstance(kind, CopyOf):
+            return read(kind.source)
+        if isinstance(kind, Preconditioner):
+            return read("second_moments")
+        if isinstance(kind, Head):
+            return initial_head(name, kind.shapes, address.seed)
+        return initial_weights(spec, address.seed)
+
     starts = method.networks()
-    parent: dict[str, str] = {}
-    teacher: Weights = {}
-    if any(isinstance(start, CopyOf) for start in starts.values()):
-        path = workspace.teacher_checkpoint(address.backend, address.seed)
-        teacher, manifest = load_checkpoint(path)
-        teacher_address = RunAddress(address.backend, TEACHER, "default", TEACHER, address.seed)
-        require_config(path, manifest, workspace.run_config(teacher_address))
-        parent = {"teacher": manifest["digest"]}
-    fresh = initial_weights(spec, address.seed)
-    weights = {name: teacher if isinstance(start, CopyOf) else fresh for name, start in starts.items()}
-    return weights, parent
+    return {name: start(name, kind) for name, kind in starts.items()}, origins

@@ -33,8 +33,7 @@ CASES = [
 
 
 def make(method_id: str, options: object, spec: TransformerSpec, k: int = 4) -> Method:
-    shape = (spec.channels, spec.size, spec.size)
-    return get_method(method_id)(k, CosineClock(), options, shape, spec.num_classes)
+    return get_method(method_id)(k, 1000, CosineClock(), options, spec)
 
 
 def distinct_weights(method: Method, spec: TransformerSpec) -> dict[str, dict[str, np.ndarray]]:
@@ -70,7 +69,7 @@ def test_parameters_after_twenty_updates(method_id: str, options: object) -> Non
     results = []
     for backend in ("torch", "jax"):
         learner = get_backend(backend).learner(method, DIGITS, weights, PAPER)
-        stream, noise = BatchStream(data["images"], data["labels"], Noise(0)), Noise(0)
+        stream, noise = BatchStream("data", data, Noise(0)), Noise(0)
         for step in range(20):
             starts = method.networks().items()
             decays = {name: start.decay(step) for name, start in starts if isinstance(start, Average)}

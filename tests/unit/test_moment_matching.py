@@ -8,13 +8,14 @@ from harness.diffusion import CosineClock
 from harness.moment_matching import AlternatingMomentMatching, MomentMatchingOptions
 from harness.noise import Noise
 from harness.samplers import FAMILIES
+from tests.conftest import SPEC
 
 COUNT = 20_000
 STEPS = [1, 2, 3, 7, 8, 64]
 
 
 def make(k: int, **options: str) -> AlternatingMomentMatching:
-    return AlternatingMomentMatching(k, CosineClock(), MomentMatchingOptions(**options), (1, 2, 2), 3)
+    return AlternatingMomentMatching(k, 100, CosineClock(), MomentMatchingOptions(**options), SPEC)
 
 
 def times(k: int, schedule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +90,6 @@ def test_students_train_on_a_samplers_transition(transition: str, family: str, s
     method = make(4, transition=transition)
     assert method.family(method.options) == family
     draws = method.draw(Noise(0), 0, 0, 100)
-    z, x = (Noise(1).normal(name, 0, 0, 100, (1, 2, 2)) for name in ("z", "x"))
+    z, x = (Noise(1).normal(name, 0, 0, 100, (1, 4, 4)) for name in ("z", "x"))
     t, s = method.clock(draws["t"]), method.clock(draws["s"])
     np.testing.assert_array_equal(method.transition(z, x, draws), FAMILIES[sampler](z, x, t, s, draws["eps_s"]))

@@ -17,8 +17,8 @@ NOISE = Noise(0)
 CLASSES = SPEC.num_classes
 
 
-def teacher(**options: float) -> Teacher:
-    return Teacher(1, CosineClock(), TeacherOptions(**options), (1, 4, 4), CLASSES)
+def teacher(**options: float | str) -> Teacher:
+    return Teacher(1, 100, CosineClock(), TeacherOptions(**options), SPEC)
 
 
 def test_the_times_of_a_sample_are_uniform_over_steps() -> None:
@@ -43,7 +43,7 @@ def test_labels_are_hidden_at_the_given_rate() -> None:
 
 @pytest.mark.parametrize("name", ["flat", "snr+1"])
 def test_the_loss_is_the_weighted_error_of_a_network_that_sees_hidden_labels(name: str) -> None:
-    method, batch = Teacher(1, CosineClock(), TeacherOptions(weight=name), (1, 4, 4), CLASSES), random_batch(SPEC, 50)
+    method, batch = teacher(weight=name), random_batch(SPEC, 50)
     draws = method.draw(NOISE, 0, 0, 50)
     draws["hide"] = np.arange(50) % 4 == 0
     seen = {}

@@ -6,6 +6,7 @@ rule teacher:
         f"{ROOT}/data/train.npz",
     output:
         f"{RUN}/teacher.safetensors",
+        f"{RUN}/second_moments.safetensors",
         f"{RUN}/train.json",
         f"{RUN}/train.jsonl",
     log:
@@ -28,7 +29,8 @@ rule teacher:
 rule distill:
     input:
         f"{ROOT}/data/train.npz",
-        lambda wildcards: str(WORKSPACE.teacher_checkpoint(wildcards.backend, int(wildcards.seed))),
+        lambda wildcards: str(WORKSPACE.checkpoint(WORKSPACE.teacher(address_of(wildcards)))),
+        lambda wildcards: str(WORKSPACE.checkpoint(WORKSPACE.parent(address_of(wildcards)))),
     output:
         f"{RUN}/student.safetensors",
         f"{RUN}/train.json",

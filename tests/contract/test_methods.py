@@ -1,0 +1,289 @@
+"""What every method must keep, whatever it does: the registry names the methods, and the contract asks the questions.
+
+A new method is tested here on both backends without an edit.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from jax.experimental.compilation_cache import compilation_cache
+
+from harness.backends import BACKENDS, get_backend
+from harness.backends.base import Adam, Learner, Update, Weights
+from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.config import MethodConfig
+from harness.diffusion import CosineClock
+from harness.method import Average, Head, Method, Preconditioner, Start, registry
+from harness.noise import Noise
+from harness.samplers import FAMILIES, draw_images, sampling_step
+from tests.conftest import SPEC, generic_weights, random_batch
+from tests.contract.probe import Probe
+from tests.contract.replay import ReplayedLoss
+
+TINY = replace(SPEC, depth=1)
+ADAM = Adam(beta1=0.5, beta2=0.99, eps=1e-8, clip=0.5)
+BATCH, RATE = 8, 1e-3
+METHODS: dict[str, type[Method]] = {**registry(), Probe.id: Probe}
+
+
+def make(method_id: str) -> Method:
+    method = METHODS[method_id]
+    return method(2, 100, CosineClock(), method.Options(), TINY)
+
+
+TURNS = [(method_id, turn) for method_id in METHODS for turn in make(method_id).turns]
+
+
+def starting_weights(method: Method) -> dict[str, Weights]:
+    """Other generic weights for each network, so that no two can be mistaken for one another."""
+    starts = method.networks()
+
+    def generic(start: Start, seed: int) -> Weights:
+        if isinstance(start, Average):
+            return generic(starts[start.of], seed)
+        if isinstance(start, Head):
+            return {key: Noise(seed).normal(key, 0, 0, 1, shape)[0] for key, shape in start.shapes.items()}
+        weights = generic_weights(TINY, seed)
+        return {key: np.exp(x) for key, x in weights.items()} if isinstance(start, Preconditioner) else weights
+
+    return {name: generic(start, seed) for seed, (name, start) in enumerate(starts.items())}
+
+
+def examples(method: Method, step: int) -> dict[str, np.ndarray]:
+    """A batch as the training loop makes it: several examples for a sample have an axis of their own."""
+    assert set(method.sources) == {"data"}, "say here what a batch of the other sources holds"
+    count = method.sources["data"]
+    batch = random_batch(TINY, BATCH * count, seed=step)
+    return {key: x.reshape(BATCH, count, *x.shape[1:]) if count > 1 else x for key, x in batch.items()}
+
+
+def update(learner: Learner, step: int) -> Update:
+    method = learner.method
+    decays = {name: average.decay(step) for name, average in learner.averages.items()}
+    draws = method.draw(Noise(0), step, 0, BATCH)
+    return learner.update(method.turn(step), examples(method, step), draws, RATE, decays)
+
+
+def snapshot(learner: Learner) -> dict[str, Weights]:
+    return {name: learner.weights(name) for name in learner.method.networks()}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two flat mappings of arrays hold the same bytes, in the same shapes and types."""
+
+    def content(arrays: Any) -> dict[str, tuple[Any, ...]]:
+        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+    return content(a) == content(b)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Learners of one method share JAX's compilations: each takes seconds."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@dataclass
+class Trial:
+    """A few updates: all networks before the first and after each, what was measured, and the state after the first."""
+
+    backend: str
+    method: Method
+    steps: int
+    networks: list[dict[str, Weights]]
+    updates: list[Update]
+    state: dict[str, np.ndarray]
+    final_state: dict[str, np.ndarray]
+
+    def fresh_learner(self) -> Learner:
+        return get_backend(self.backend).learner(self.method, TINY, starting_weights(self.method), ADAM)
+
+
+@pytest.fixture(scope="module", params=itertools.product(METHODS, BACKENDS), ids="-".join)
+def trial(request: pytest.FixtureRequest) -> Trial:
+    """Three updates, or as many more as it takes until every turn had one."""
+    method_id, backend = request.param
+    method = make(method_id)
+    first = {turn: next(step for step in range(1000) if method.turn(step) == turn) for turn in method.turns}
+    steps = max(3, 1 + max(first.values()))
+    learner = get_backend(backend).learner(method, TINY, starting_weights(method), ADAM)
+    networks, updates, states = [snapshot(learner)], [], []
+    for step in range(steps):
+        updates.append(update(learner, step))
+        networks.append(snapshot(learner))
+        states.append(learner.state())
+    return Trial(backend, method, steps, networks, updates, states[0], states[-1])
+
+
+def test_an_update_changes_what_its_turn_trains_and_nothing_else(trial: Trial) -> None:
+    networks = trial.method.networks()
+    for step in range(trial.steps):
+        trained = trial.method.turns[trial.method.turn(step)].trains
+        before, after = trial.networks[step], trial.networks[step + 1]
+        for name, start in networks.items():
+            moved = {key for key in before[name] if before[name][key].tobytes() != after[name][key].tobytes()}
+            moves = name in trained or (isinstance(start, Average) and start.of in trained)
+            assert moved == (set(before[name]) if moves else set()), (step, name)
+
+
+def test_an_average_follows_its_network(trial: Trial) -> None:
+    for name, start in trial.method.networks().items():
+        if not isinstance(start, Average):
+            continue
+        for step in range(trial.steps):
+            if start.of in trial.method.turns[trial.method.turn(step)].trains:
+                decay, live = start.decay(step), trial.networks[step + 1][start.of]
+                for key, value in trial.networks[step][name].items():
+                    expected = decay * value.astype(np.float64) + (1 - decay) * live[key]
+                    np.testing.assert_allclose(trial.networks[step + 1][name][key], expected, rtol=0, atol=1e-6)
+
+
+def test_an_update_measures_the_networks_that_it_trains(trial: Trial) -> None:
+    for step, measured in enumerate(trial.updates):
+        assert set(measured.gradient_norm) == set(trial.method.turns[trial.method.turn(step)].trains)
+        values = [measured.loss, *measured.gradient_norm.values(), *measured.logs.values()]
+        assert all(type(value) is float and np.isfinite(value) for value in values)
+
+
+def test_the_gradient_norm_is_that_before_clipping(trial: Trial) -> None:
+    method = trial.method
+    learner, turn = trial.fresh_learner(), method.turn(0)
+    loss, gradients = learner.gradients(turn, examples(method, 0), method.draw(Noise(0), 0, 0, BATCH))
+    assert trial.updates[0].loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in gradient.values()))
+        assert trial.updates[0].gradient_norm[name] == pytest.approx(norm, rel=1e-4)
+
+
+def test_a_restored_learner_goes_on_in_the_same_bytes(trial: Trial, tmp_path: Any) -> None:
+    save_checkpoint(tmp_path / "state.safetensors", trial.state, {})
+    learner = trial.fresh_learner()
+    learner.restore(load_checkpoint(tmp_path / "state.safetensors")[0])
+    assert same(learner.state(), trial.state)
+    for step in range(1, trial.steps):
+        update(learner, step)
+    assert same(learner.state(), trial.final_state)
+    for name, weights in trial.networks[-1].items():
+        assert same(learner.weights(name), weights)
+
+
+def test_the_same_seed_gives_the_same_bytes(trial: Trial) -> None:
+    learner = trial.fresh_learner()
+    assert update(learner, 0) == trial.updates[0]
+    assert same(learner.state(), trial.state)
+
+
+def test_its_result_is_saved_loaded_and_sampled_on_either_backend(trial: Trial, tmp_path: Any) -> None:
+    method, path = trial.method, tmp_path / "result.safetensors"
+    result = trial.networks[-1][method.result]
+    save_checkpoint(path, result, {})
+    weights, _ = load_checkpoint(path)
+    assert same(weights, result)
+    assert {name: value.shape for name, value in weights.items()} == TINY.shapes()
+    family, images = method.family(method.options), []
+    for name in BACKENDS:
+        backend = get_backend(name)
+        step = partial(sampling_step, method.clock, family, 0.0, 0.0, TINY.num_classes)
+        denoise = backend.denoiser_step(TINY, weights, step, method.clock)
+        batches = draw_images(
+            denoise, backend.to_numpy, method.times(method.k), method.shape, TINY.num_classes, 8, 8, 0, family != "ddim"
+        )
+        images.append(np.concatenate([x for x, _ in batches]))
+    assert images[0].std() > 0.1
+    assert np.linalg.norm(images[0] - images[1]) <= 1e-4 * np.linalg.norm(images[0])
+
+
+@pytest.mark.parametrize(("method_id", "turn"), TURNS)
+def test_both_backends_agree_on_loss_and_gradient(method_id: str, turn: str) -> None:
+    method = make(method_id)
+    weights, batch, draws = starting_weights(method), examples(method, 0), method.draw(Noise(1), 0, 0, BATCH)
+    (loss_a, a), (loss_b, b) = (
+        get_backend(name).learner(method, TINY, weights, ADAM).gradients(turn, batch, draws) for name in BACKENDS
+    )
+    assert abs(loss_a - loss_b) <= 1e-5 * abs(loss_a)
+    assert set(a) == set(b) == set(method.turns[turn].trains)
+    for network in a:
+        whole = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in a[network].values()))
+        assert whole > 1e-3, "a vanishing gradient would make the comparison empty"
+        for key, gradient in a[network].items():
+            scale = max(float(np.linalg.norm(gradient)), 1e-3 * whole)
+            assert np.linalg.norm(gradient - b[network][key]) <= 1e-5 * scale, (network, key)
+
+
+@pytest.mark.parametrize(("method_id", "turn"), TURNS)
+def test_finite_differences_agree_with_the_gradient(method_id: str, turn: str) -> None:
+    method = make(method_id)
+    draws = method.draw(Noise(1), 0, 0, BATCH)
+    loss = ReplayedLoss(method, turn, TINY, starting_weights(method), examples(method, 0), draws)
+    gradient, generator = loss.gradient(), torch.Generator().manual_seed(0)
+    whole = torch.stack([g.norm() for g in gradient.values()]).norm().item()
+    for tensor, g in gradient.items():
+        direction = torch.randn(g.shape, generator=generator, dtype=g.dtype)
+        expected = (g * direction).sum().item()
+        assert abs(loss.difference(tensor, direction, 1e-5) - expected) <= 1e-6 * (abs(expected) + whole), tensor
+
+
+@pytest.mark.parametrize("method_id", METHODS)
+def test_draws_are_addressed(method_id: str) -> None:
+    method = make(method_id)
+    whole = method.draw(Noise(0), 3, 0, BATCH)
+    first, second = method.draw(Noise(0), 3, 0, 5), method.draw(Noise(0), 3, 5, BATCH - 5)
+    assert same(whole, {name: np.concatenate([first[name], second[name]]) for name in whole})
+    for array in whole.values():
+        assert len(array) == BATCH
+        assert array.dtype in (np.float32, np.int32, np.int64, np.bool_), "float64 would make the backends differ"
+        assert np.isfinite(array).all()
+    for other in (method.draw(Noise(0), 4, 0, BATCH), method.draw(Noise(1), 3, 0, BATCH)):
+        for name, array in whole.items():
+            assert array.ndim == 1 or not np.array_equal(array, other[name]), (
+                "each step and each seed has its own noise"
+            )
+
+
+@pytest.mark.parametrize("method_id", METHODS)
+def test_what_it_says_of_itself_is_consistent(method_id: str) -> None:
+    method, networks = make(method_id), make(method_id).networks()
+    pattern = next(rule.pattern for rule in MethodConfig.model_fields["id"].metadata if hasattr(rule, "pattern"))
+    assert method.id == method_id
+    assert re.fullmatch(pattern, method_id), "a profile could not name it"
+    assert method.result in networks
+    assert method.family(method.options) in FAMILIES
+    trainable = {name for name, start in networks.items() if not isinstance(start, Average | Preconditioner)}
+    assert {start.of for start in networks.values() if isinstance(start, Average)} <= trainable
+    assert method.second_moments_of in {None} | {name for turn in method.turns.values() for name in turn.trains}
+    for turn in method.turns.values():
+        assert set(turn.trains) <= trainable
+        assert turn.trains
+        assert turn.passes >= 3 * len(turn.trains), "each trained network costs a forward and a backward pass"
+    assert {method.turn(step) for step in range(1000)} == set(method.turns)
+    students = method.students([8, 4, 1])
+    for student in students:
+        chain = [student]
+        while (parent := method.parent(chain[-1], [8, 4, 1])) is not None:
+            assert parent in students
+            assert parent not in chain, "a circle of parents"
+            chain.append(parent)
+    assert sorted(k for steps in students.values() for k in steps) == [1, 4, 8]
+    for k in (1, 2, 8):
+        times = method.times(k)
+        assert len(times) == k
+        assert times[0] <= 1
+        assert all(t > s for t, s in itertools.pairwise([*times, 0.0]))

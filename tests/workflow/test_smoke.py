@@ -1,0 +1,208 @@
+"""The whole workflow once, with the smoke profile in a copy of the repository; and what an edit makes it do again."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from harness.workspace import TEACHER, Workspace
+from tests.workflow.conftest import run
+
+COLUMNS = (
+    "profile,backend,method,variant,sampler,guidance,steps,nfe,params,seed,n_samples,fid,is,kid,precision,recall,"
+    "updates,train_passes,train_seconds,peak_memory_mb,images_per_second,convention,identity"
+)
+COMMAND = ("snakemake", "--cores", "2", "--config", "profile=smoke")
+WORKSPACE = Workspace("smoke")
+RUNS = list(WORKSPACE.runs())
+REPORTING = {"table", "figures", "report"}
+TRAINING = {"teacher", "distill"}
+
+
+@pytest.fixture(scope="module")
+def finished(repository: Path) -> Path:
+    """The copy after one run of the workflow."""
+    result = run(*COMMAND, cwd=repository, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return repository
+
+
+@pytest.fixture
+def results(finished: Path) -> Path:
+    return finished / "results" / "runs" / "smoke"
+
+
+@pytest.fixture
+def rows(results: Path) -> list[dict[str, str]]:
+    with (results / "tables" / "main.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_leaves_its_files_and_nothing_half_done(results: Path) -> None:
+    for address in RUNS:
+        names = {"train.json", "train.jsonl", "sampling.json"}
+        names |= {f"{step}.{kind}" for step in ("train", "sample", "evaluate") for kind in ("log", "benchmark.tsv")}
+        weights = {"teacher", "second_moments"} if address.method == TEACHER else {"student"}
+        names |= {f"{name}.safetensors" for name in weights}
+        for setting in WORKSPACE.settings(address):
+            names |= {f"samples-{setting.name}.npz", f"metrics-{setting.name}.json"}
+        folder = results / address.folder
+        assert {path.name for path in folder.iterdir()} == names
+        assert all((folder / name).stat().st_size > 0 for name in names)
+        seconds = (folder / "train.benchmark.tsv").read_text().split()
+        assert seconds[0] == "s"
+        assert json.loads((folder / "train.json").read_text())["params"] > 0
+
+
+def test_everything_else_is_there(results: Path) -> None:
+    expected = [f"data/{split}.npz" for split in ("train", "heldout")] + ["extractor.json", "report.html"]
+    expected += [f"reference/{name}" for name in ("train.npz", "heldout.npz", "metrics-real-data.json")]
+    expected += [f"tables/main.{kind}" for kind in ("csv", "md", "tex", "html")]
+    expected += [f"logs/{rule}.log" for rule in ("data", "extractor", "reference", "table", "figures", "report")]
+    for name in expected:
+        assert (results / name).stat().st_size > 0, name
+    figures = {path.name for path in (results / "figures").iterdir()}
+    assert len(figures) >= 2 * 3
+    assert {Path(name).stem for name in figures if name.endswith(".png")} == {
+        Path(name).stem for name in figures if name.endswith(".svg")
+    }
+
+
+def test_the_table_has_the_agreed_columns(results: Path) -> None:
+    assert (results / "tables" / "main.csv").read_text().splitlines()[0] == COLUMNS
+
+
+def test_the_table_has_every_row_of_the_profile(rows: list[dict[str, str]]) -> None:
+    expected = {
+        (run.backend, run.method, run.variant, setting.sampler, str(setting.steps), str(run.seed))
+        for run in RUNS
+        for setting in WORKSPACE.settings(run)
+    }
+    found = [tuple(row[key] for key in ("backend", "method", "variant", "sampler", "steps", "seed")) for row in rows]
+    generated = [row for row in found if row[1] != "real-data"]
+    assert len(found) == len(generated) + 1
+    assert len(generated) == len(set(generated)) == len(expected)
+    assert set(generated) == expected
+
+
+def test_the_numbers_are_plausible(rows: list[dict[str, str]]) -> None:
+    assert len({row["identity"] for row in rows}) == 1
+    floor = next(float(row["fid"]) for row in rows if row["method"] == "real-data")
+    for row in rows:
+        assert (row["profile"], row["n_samples"], row["convention"]) == ("smoke", "500", "final")
+        assert float(row["fid"]) >= floor > 0
+        assert 1 <= float(row["is"]) <= 10
+        assert 0 <= float(row["precision"]) <= 1
+        if row["method"] != "real-data":
+            steps = int(row["nfe"])
+            assert steps == int(row["steps"])
+            assert int(row["updates"]) == (60 if row["method"] == TEACHER else 30)
+            assert int(row["train_passes"]) == (60 * 3 if row["method"] == TEACHER else 30 * 5)
+            assert min(float(row[key]) for key in ("train_seconds", "peak_memory_mb", "images_per_second")) > 0
+
+
+class Links(HTMLParser):
+    """Everything that a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "srcset", "data", "poster") or (tag == "link" and name == "href"):
+                self.fetched.append(value or "")
+        self.images += tag in ("img", "svg")
+
+
+def test_the_report_needs_no_other_file(results: Path) -> None:
+    text, links = (results / "report.html").read_text(), Links()
+    links.feed(text)
+    assert links.images >= 3
+    assert all(link.startswith("data:") for link in links.fetched)
+    assert "@import" not in text
+    assert not re.search(r"url\(\s*['\"]?(?!data:|#)", text)
+
+
+def planned(repository: Path) -> dict[str, int]:
+    """How many jobs of each rule a run would do now."""
+    result = run(*COMMAND, "--dry-run", "--quiet", "rules", cwd=repository)
+    assert result.returncode == 0, result.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout + result.stderr, re.MULTILINE))
+    return {rule: int(count) for rule, count in jobs.items() if rule not in ("all", "total")}
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    result = run(*COMMAND, cwd=finished)
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stderr + result.stdout
+    assert planned(finished) == {}
+
+
+@pytest.fixture
+def append(finished: Path) -> Iterator[object]:
+    """Append a line to files of the copy; they are as before when the test ends."""
+    before: dict[Path, str] = {}
+
+    def append(line: str, *names: str) -> None:
+        for path in (finished / name for name in names):
+            before[path] = path.read_text()
+            path.write_text(f"{before[path]}\n{line}\n")
+
+    yield append
+    for path, text in before.items():
+        path.write_text(text)
+
+
+def test_a_comment_in_the_objective_changes_nothing(finished: Path, append) -> None:
+    append("# a comment", "harness/moment_matching.py", "harness/training.py", "harness/metrics/scores.py")
+    assert planned(finished) == {}
+
+
+def test_an_edit_of_the_objective_trains_its_students_again(finished: Path, append) -> None:
+    append("EDITED = 1 + 1", "harness/moment_matching.py")
+    jobs = planned(finished)
+    students = sum(run.method != TEACHER for run in RUNS)
+    assert jobs.pop("distill") == students
+    assert "teacher" not in jobs
+    assert sum(count for rule, count in jobs.items() if rule.startswith(("sample_", "evaluate_"))) == 2 * students
+    assert {rule for rule in jobs if not rule.startswith(("sample_", "evaluate_"))} == REPORTING
+
+
+def test_an_edit_of_a_backend_trains_its_networks_again(finished: Path, append) -> None:
+    append("EDITED = 1 + 1", "harness/networks/jax.py")
+    jobs = planned(finished)
+    of_jax = [run for run in RUNS if run.backend == "jax"]
+    assert jobs["teacher"] + jobs["distill"] == len(of_jax)
+
+
+def test_an_edit_of_the_reporting_only_reports_again(finished: Path, append) -> None:
+    modules = [path.relative_to(finished).as_posix() for path in (finished / "harness" / "reporting").glob("*.py")]
+    append("EDITED = 1 + 1", *modules)
+    assert planned(finished).keys() == REPORTING
+
+
+def test_another_number_of_images_trains_nothing_again(finished: Path) -> None:
+    profile = finished / "workflows" / "config" / "smoke.yaml"
+    before = profile.read_text()
+    assert before.count("n_samples: 500") == 1
+    try:
+        profile.write_text(before.replace("n_samples: 500", "n_samples: 400"))
+        jobs = planned(finished)
+    finally:
+        profile.write_text(before)
+    assert not jobs.keys() & (TRAINING | {"data", "extractor"})
+    assert jobs.keys() >= {"reference", "sample_teacher", "evaluate_teacher", *REPORTING}
+
+
+def test_snakemake_writes_its_report(finished: Path) -> None:
+    result = run(*COMMAND, "--report", "workflow.html", cwd=finished)
+    assert result.returncode == 0, result.stderr
+    text = (finished / "workflow.html").read_text()
+    assert "main.html" in text
+    assert "one row for each method, backend, sampler and number of steps" in " ".join(text.split())
