@@ -121,6 +121,8 @@ class Run:
     def train(self, manifest: Mapping[str, Any], resume_key: str, summary: Mapping[str, Any], title: str) -> None:
         """Train to the end and write `<result>.safetensors`, `train.jsonl` and `train.json` into the folder.
 
+        Where the method asks for it, Adam's second moments are written beside them (`second_moments.safetensors`).
+
         `manifest` goes into the checkpoint. `resume_key` names what the run depends on (configuration, code, parent
         weights): a resume state of another key is discarded. Raises UserError where a quantity is not finite.
         """

@@ -32,7 +32,7 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     method = workspace.make_method(address, spec)
     schedule, adam = workspace.training(address)
     backend = get_backend(address.backend)
-    weights, parent = _starting_weights(workspace, address, method, spec)
+    weights, parent = starting_weights(workspace, address, method, spec)
     config = workspace.run_config(address)
     manifest = {"config": config, "data": data.digest, "method": method.id, "network": vars(spec), **parent}
     folder = workspace.run(address)
@@ -56,7 +56,7 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
 
 
-def _starting_weights(
+def starting_weights(
     workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec
 ) -> tuple[dict[str, Weights], dict[str, str]]:
     """Each network's weights at the start of training, and the digest of every file that they come from, by source."""

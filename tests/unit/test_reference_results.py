@@ -1,5 +1,6 @@
 """The committed results of the digits profile: complete, within their bars, and what the README says."""
 
+import json
 import re
 from pathlib import Path
 
@@ -75,3 +76,15 @@ def test_the_readme_says_what_was_measured(results: pd.DataFrame) -> None:
             assert value.strip("*") == f"{measured:.3f}", (name, steps, backend)
     assert len(body) == len(results[results.backend == "torch"])
     assert f"{fid(results, method='real-data'):.4f}" in text[1]
+
+
+def test_an_update_costs_little_more_than_by_hand() -> None:
+    bench = json.loads((REFERENCE.parent / "bench.json").read_text())["rows"]
+    bars = [row for row in bench if "bar" in row]
+    assert len(bars) == 10, "three turns: two overheads and one ratio each, and the start of the command"
+    for row in bars:
+        assert row.get("ratio", row.get("seconds")) <= row["bar"], row["quantity"]
+    readme = (ROOT / "README.md").read_text()
+    for row in bars:
+        value = row.get("ratio", row.get("seconds"))
+        assert re.search(rf"\| {re.escape(row['quantity'])} \| {value:g}( s)? \|", readme), row["quantity"]

@@ -1,4 +1,4 @@
-"""The training loop on the smallest of teachers: schedule, batches, finite check, log, checkpoints, resume and lock."""
+"""The training loop on the smallest of teachers: finite check, log, checkpoints, resume and lock."""
 
 import json
 import subprocess
@@ -79,41 +79,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     train(make_run(folder))
     return folder
-
-
-def test_the_learning_rate_rises_and_falls_linearly() -> None:
-    schedule = replace(SCHEDULE, updates=1000, learning_rate=3e-4, warmup_updates=100)
-    rates = [schedule.learning_rate_at(step) for step in range(1000)]
-    expected = 3e-4 * np.concatenate([np.arange(1, 101) / 100, np.arange(900, 0, -1) / 900])
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    without = replace(schedule, warmup_updates=0)
-    np.testing.assert_allclose([without.learning_rate_at(s) for s in (0, 500, 999)], [3e-4, 1.5e-4, 3e-7])
-    assert replace(schedule, updates=100).learning_rate_at(99) == pytest.approx(3e-4), "warm-up to the last update"
-
-
-def stream(size: int, seed: int = 0) -> BatchStream:
-    """Examples that say who they are: image i is full of i, and has the label i."""
-    numbers = np.arange(size)
-    images = np.broadcast_to(numbers[:, None, None, None], (size, 1, 2, 2))
-    return BatchStream("data", {"images": images, "labels": numbers}, Noise(seed))
-
-
-def test_every_example_passes_once_in_each_epoch() -> None:
-    epochs = stream(10).take(0, 50)["labels"].reshape(5, 10)
-    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (5, 1)))
-    assert len({tuple(epoch) for epoch in epochs}) == 5, "each epoch has its own order"
-    assert not np.array_equal(epochs[0], stream(10, seed=1).take(0, 10)["labels"]), "each seed has its own order"
-
-
-@pytest.mark.parametrize("batch", [1, 3, 7, 10, 24])
-def test_a_position_of_the_stream_does_not_depend_on_how_it_is_reached(batch: int) -> None:
-    whole = stream(10).take(0, 60)["labels"]
-    parts = stream(10)
-    starts = range(0, 48, batch)
-    for start in [*starts, *reversed(starts)]:
-        part = parts.take(start, batch)
-        np.testing.assert_array_equal(part["labels"], whole[start : start + batch])
-        np.testing.assert_array_equal(part["images"][:, 0, 1, 1], part["labels"])
 
 
 def test_the_finite_check_names_step_turn_and_quantity() -> None:

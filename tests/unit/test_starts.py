@@ -1,0 +1,139 @@
+"""Where networks start: the teacher, a parent student, its second moments, or a head's own initial weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness import method as contract
+from harness.backends import get_backend
+from harness.checkpoint import load_checkpoint
+from harness.datasets import ImageSet
+from harness.errors import UserError
+from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Start, get_method
+from harness.moment_matching import AlternatingMomentMatching
+from harness.networks.transformer import initial_weights
+from harness.noise import Noise
+from harness.training import BatchStream
+from harness.verbs import data, teacher
+from harness.verbs.train import starting_weights
+from harness.workspace import TEACHER, RunAddress, Workspace
+from tests.profiles import write_profile
+
+SEED = 0
+TEACHER_RUN = RunAddress("torch", TEACHER, "default", TEACHER, SEED)
+
+
+class Everything(AlternatingMomentMatching):
+    """A method whose networks start in every way, and whose students form a chain."""
+
+    id = "everything"
+
+    def networks(self) -> dict[str, Start]:
+        head = Head({"weight": (3, 16), "bias": (3,)}, lambda params, x: x @ params["weight"].T + params["bias"])
+        return {
+            "copy": CopyOf(),
+            "average": Average("copy", lambda step: 0.9),
+            "fresh": Fresh(),
+            "preconditioner": Preconditioner(),
+            "head": head,
+        }
+
+    @classmethod
+    def parent(cls, student: str, steps: list[int]) -> str | None:
+        k = int(student[1:])
+        return None if k == max(steps) else f"k{2 * k}"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A trained teacher of six updates; its gradients are clipped at some of them."""
+    folder = tmp_path_factory.mktemp("starts")
+    section = {"methods.0.id": Everything.id, "methods.0.steps": [4, 2, 1], "methods.0.overrides": {"k4": {"batch": 5}}}
+    workspace = Workspace(write_profile(folder / "mine.yaml", section), folder)
+    data.run(workspace)
+    teacher.run(workspace, "torch", SEED)
+    return workspace
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**contract.registry(), Everything.id: Everything}
+    monkeypatch.setattr(contract, "registry", lambda: known)
+
+
+def student(name: str) -> RunAddress:
+    return RunAddress("torch", Everything.id, "default", name, SEED)
+
+
+def test_second_moments_are_adams_of_clipped_gradients(workspace: Workspace) -> None:
+    images = ImageSet.load(workspace.data("train"))
+    spec = workspace.spec(images.images.shape[1:], images.num_classes)
+    schedule, adam = workspace.training(TEACHER_RUN)
+    method = workspace.make_method(TEACHER_RUN, spec)
+    weights = dict.fromkeys(method.networks(), initial_weights(spec, SEED))
+    learner = get_backend("torch").learner(method, spec, weights, adam)
+    stream = BatchStream("data", {"images": images.images, "labels": images.labels}, Noise(SEED))
+    v: dict[str, np.ndarray] = {}
+    for step in range(schedule.updates):
+        batch = stream.take(step * schedule.batch, schedule.batch)
+        draws = method.draw(Noise(SEED), step, 0, schedule.batch)
+        gradient = {
+            key: g.astype(np.float64) for key, g in learner.gradients("denoise", batch, draws)[1]["model"].items()
+        }
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        for key, g in gradient.items():
+            v[key] = adam.beta2 * v.get(key, 0) + (1 - adam.beta2) * (g * min(1, adam.clip / norm)) ** 2
+        learner.update("denoise", batch, draws, schedule.learning_rate_at(step), {"teacher": 0.5})
+    stored, manifest = load_checkpoint(workspace.run(TEACHER_RUN) / "second_moments.safetensors")
+    assert (manifest["second_moments_of"], manifest["weights"], manifest["eps"]) == ("model", "live", adam.eps)
+    assert stored.keys() == v.keys()
+    for key, value in v.items():
+        expected = value / (1 - adam.beta2**schedule.updates)
+        np.testing.assert_allclose(stored[key], expected, rtol=1e-4, atol=1e-12)
+
+
+def test_every_network_starts_where_the_method_says(workspace: Workspace) -> None:
+    images = ImageSet.load(workspace.data("train"))
+    spec = workspace.spec(images.images.shape[1:], images.num_classes)
+    method = workspace.make_method(student("k4"), spec)
+    weights, origins = starting_weights(workspace, student("k4"), method, spec)
+    trained, manifest = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
+    moments, about = load_checkpoint(workspace.run(TEACHER_RUN) / "second_moments.safetensors")
+    assert origins == {"teacher": manifest["digest"], "second_moments": about["digest"]}
+    for key, value in trained.items():
+        np.testing.assert_array_equal(weights["copy"][key], value)
+        np.testing.assert_array_equal(weights["average"][key], value)
+        expected = 1 / (np.sqrt(moments[key].astype(np.float64)) + 1e-8)
+        np.testing.assert_allclose(weights["preconditioner"][key], expected, rtol=1e-5)
+    for key, value in initial_weights(spec, SEED).items():
+        np.testing.assert_array_equal(weights["fresh"][key], value)
+    head = weights["head"]
+    assert not head["bias"].any()
+    bound = (6 / (3 + 16)) ** 0.5
+    assert 0.8 * bound < np.abs(head["weight"]).max() <= bound
+
+
+def test_the_second_moments_are_never_silently_the_identity(workspace: Workspace, tmp_path: Path) -> None:
+    images = ImageSet.load(workspace.data("train"))
+    spec = workspace.spec(images.images.shape[1:], images.num_classes)
+    method = workspace.make_method(student("k4"), spec)
+    file = workspace.run(TEACHER_RUN) / "second_moments.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        with pytest.raises(UserError, match=r"second_moments\.safetensors: no such checkpoint"):
+            starting_weights(workspace, student("k4"), method, spec)
+    finally:
+        file.write_bytes(content)
+
+
+def test_students_of_a_chain_start_from_the_student_before(workspace: Workspace) -> None:
+    assert get_method(Everything.id) is Everything
+    assert workspace.parent(student("k4")) == TEACHER_RUN
+    assert workspace.parent(student("k2")) == student("k4")
+    assert workspace.parent(student("k1")) == replace(student("k1"), student="k2")
+    config = workspace.run_config(student("k1"))["student"]
+    assert (config["name"], config["parent"]["name"], config["parent"]["parent"]["name"]) == ("k1", "k2", "k4")
+    assert (config["batch"], config["parent"]["parent"]["batch"]) == (4, 5), "a parent's own overrides count"
