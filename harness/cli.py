@@ -39,7 +39,7 @@ MethodOption = Annotated[str, typer.Option(help="the method's id, for example mo
 Variant = Annotated[str, typer.Option(help="`default`, or the name of an ablation")]
 Student = Annotated[str, typer.Option(help="the student: k8, k4, ...; `teacher` for the teacher itself")]
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
 
 
 def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **arguments: Any) -> None:

@@ -17,7 +17,7 @@ from harness.errors import UserError
 PROJECT_PACKAGES = ("harness", "baselines")
 LIBRARIES = ("numpy", "torch", "jax", "equinox", "optax", "torch-fidelity")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "XLA_FLAGS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC", "XLA_FLAGS")
 
 
 def source_hash(*module_names: str) -> str:
