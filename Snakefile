@@ -5,6 +5,7 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
+# The Python that requirements.lock is for. Jobs run in the environment of the snakemake that was called.
 container: "docker://python:3.11"
 
 

@@ -42,6 +42,16 @@ Student = Annotated[str, typer.Option(help="the student: k8, k4, ...; `teacher` 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
 
 
+USERS_ERRORS = {
+    errno.ENOSPC: "no space left on the device; free some",
+    errno.EACCES: "permission denied; change the permissions",
+    errno.EROFS: "the file system is read-only; mount it for writing",
+    errno.ENOTDIR: "a file lies where a folder should be; move it away",
+    errno.EEXIST: "a file lies where a folder should be; move it away",
+}
+"""What the system may say of the user's disk, and the remedy; any other system error is a defect of ours."""
+
+
 def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **arguments: Any) -> None:
     """Run one verb with a bounded number of threads, which must be set before NumPy, PyTorch and JAX are imported."""
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
@@ -178,7 +188,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in USERS_ERRORS:
             raise
-        print("error: no space left on the device; free some, or choose another --results", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{USERS_ERRORS[error.errno]}, or choose another --results", file=sys.stderr)
         sys.exit(2)

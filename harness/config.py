@@ -48,6 +48,8 @@ class NetworkConfig(StrictModel):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "NetworkConfig":
+        if self.width % 2:
+            raise ValueError(f"width {self.width} is odd; the time embedding needs pairs of channels")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
@@ -111,6 +113,7 @@ class TeacherConfig(StrictModel):
     samplers: dict[Literal["ancestral", "ddim"], Steps] = Field(
         min_length=1, description="step counts to sample with, for each sampler family"
     )
+    guidance: float = Field(0.0, ge=0, description="weight w of classifier-free guidance in sampling; 0 is none")
     sampling_noise: float = Field(
         0.0, ge=0, le=1, description="ancestral variance, log-linear from the posterior's (0) to its upper bound (1)"
     )
@@ -153,7 +156,7 @@ class MethodConfig(StrictModel):
 class EvaluationConfig(StrictModel):
     """The images that each metric sees."""
 
-    n_samples: Count = Field(description="generated images")
+    n_samples: int = Field(ge=10, description="generated images; the Inception score needs ten")
     batch: Count = Field(description="images sampled at a time; it does not change them")
 
 

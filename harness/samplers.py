@@ -35,6 +35,10 @@ def renoise(z_t: Array, x: Array, t: Level, s: Level, eps: Array) -> Array:
 FAMILIES: dict[str, Transition] = {"ancestral": ancestral, "ddim": ddim_step, "renoise": renoise}
 
 
+LABEL_POLICY = "balanced: image i has class i mod the number of classes"
+"""How `draw_images` chooses classes, as metric identities say it."""
+
+
 def equal_times(k: int) -> list[float]:
     """The k equal steps of the clock, from 1 down to 1/k; the step after the last ends at 0."""
     return [i / k for i in range(k, 0, -1)]

@@ -135,6 +135,7 @@ class Run:
             if self.method.second_moments_of is not None:
                 self._save_second_moments(self.method.second_moments_of, manifest)
             save_checkpoint(self.folder / f"{result}.safetensors", self.learner.weights(result), manifest)
+            (self.resume / "state.safetensors").unlink(missing_ok=True)  # first: a state without its log is no state
             shutil.rmtree(self.resume)
 
     def _save_second_moments(self, name: str, manifest: Mapping[str, Any]) -> None:
@@ -209,12 +210,12 @@ class Run:
         """Take up an earlier state of the same run, and drop what was logged after it. Returns the first step to do."""
         state_file, log_file = self.resume / "state.safetensors", self.resume / "train.jsonl"
         step, kept = 0, []
-        if state_file.exists():
+        if state_file.exists() and log_file.exists():
             state, manifest = load_checkpoint(state_file)
             if manifest["key"] == resume_key:
                 self.learner.restore(state)
                 step, self.elapsed = manifest["step"], manifest["elapsed"]
-                lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
+                lines = log_file.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] < step]
             else:
                 tqdm.write(f"{self.folder}: starting anew, because configuration, code or teacher changed since")

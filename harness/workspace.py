@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.base import Adam
-from harness.config import MethodConfig, OptimiserConfig, Profile, load_profile, validate_options
+from harness.config import MethodConfig, OptimiserConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
 from harness.method import Method, get_method
@@ -64,7 +64,8 @@ class Workspace:
     def __init__(self, profile: str, results: Path | None = None) -> None:
         self.profile: Profile = load_profile(profile)
         if results is not None and not results.is_dir():
-            raise UserError(f"{results}: the output folder does not exist; create it, or choose another")
+            problem = "is not a folder" if results.exists() else "the output folder does not exist"
+            raise UserError(f"{results}: {problem}; create it, or choose another")
         self.root = (results or DEFAULT_RESULTS) / self.profile.name
 
     def data(self, split: str) -> Path:
@@ -153,7 +154,8 @@ class Workspace:
         options = self.options(address)
         if address.method == TEACHER:
             samplers = self.profile.teacher.samplers
-            return [Setting(family, k) for family, steps in samplers.items() for k in steps]
+            guidance = self.profile.teacher.guidance
+            return [Setting(family, k, guidance) for family, steps in samplers.items() for k in steps]
         family = get_method(address.method).family(options)
         return [Setting(family, k) for k in self.steps(address)]
 
@@ -182,7 +184,7 @@ class Workspace:
             "network": profile.network.model_dump(mode="json"),
             "clock": profile.clock.model_dump(mode="json"),
             "teacher": profile.teacher.model_dump(
-                mode="json", exclude={"samplers", "sampling_noise", "checkpoint_every"}
+                mode="json", exclude={"samplers", "sampling_noise", "guidance", "checkpoint_every"}
             ),
             "seed": address.seed,
         }
@@ -192,7 +194,17 @@ class Workspace:
         own = config.model_dump(mode="json", exclude={"steps", "overrides", "checkpoint_every"})
         parent = self.parent(address)
         chain = {} if parent.method == TEACHER else {"parent": self.run_config(parent)["student"]}
-        return {**shared, "student": {**own, "name": address.student, **chain}}
+        return {**shared, "student": {**own, "name": address.student, "steps": self.steps(address), **chain}}
+
+    def record_digest(self, address: RunAddress | None) -> str:
+        """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
+        profile = self.profile
+        parts = {"evaluation": profile.evaluation.model_dump(mode="json"), "extractor": profile.extractor}
+        if address is None:
+            return digest({**parts, "data": profile.data.model_dump(mode="json")})
+        sampling = {"sampling_noise": profile.teacher.sampling_noise} if address.method == TEACHER else {}
+        settings = [setting.name for setting in self.settings(address)]
+        return digest({**parts, **sampling, "settings": settings, "run": self.run_config(address)})
 
     def runs(self) -> Iterator[RunAddress]:
         """Every run of the profile, each teacher before its students."""

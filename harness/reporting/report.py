@@ -17,9 +17,12 @@ from harness.reporting.tables import DASH, TIMES, layout, templates
 MANY = 4  # more different values than these are counted, not listed
 
 
-def write_report(paths: Sequence[Path | str], figures: Path | str, path: Path | str) -> None:
+def write_report(
+    paths: Sequence[Path | str], figures: Path | str, path: Path | str, extractor: Path | None = None
+) -> None:
     """Write the report of the records at `paths` and of the folder that `write_figures` filled to the file `path`.
 
+    `extractor` is the JSON file of the validated extractor, whose held-out accuracy is shown where it is given.
     Raises UserError for a record or figure that cannot be read and for a file that cannot be written.
     """
     records = load_records(paths)
@@ -30,7 +33,7 @@ def write_report(paths: Sequence[Path | str], figures: Path | str, path: Path | 
         profiles=", ".join(dict.fromkeys(table["profile"])),
         backends=", ".join(name for name in dict.fromkeys(table["backend"]) if name != "-"),
         records=len(records),
-        tiles=_tiles(means),
+        tiles=_tiles(means) + _accuracy(extractor),
         ratios=_by_steps(teacher_ratios(means), "ratio", "{:.2f}".format),
         blocks=layout(records),
         figures=_embedded(Path(figures)),
@@ -74,7 +77,7 @@ def _plain_teachers(means: pd.DataFrame) -> pd.DataFrame:
 
 def teacher_over_floor(means: pd.DataFrame) -> pd.DataFrame:
     """FID of each backend's teacher with its most ancestral steps over the real-data floor, as column `ratio`."""
-    alike = ["profile", "identity", "n_samples", "convention"]
+    alike = ["profile", "identity", "n_samples"]
     most = _plain_teachers(means).sort_values("steps").groupby([*alike, "backend"], sort=False).tail(1)
     merged = most.merge(means[means["method"] == "real-data"], on=alike, suffixes=("", "_floor"))
     return merged.assign(ratio=merged["fid"] / merged["fid_floor"])
@@ -89,9 +92,20 @@ def _tiles(means: pd.DataFrame) -> list[dict[str, str]]:
     ratios = teacher_ratios(means)
     if len(ratios):
         best = ratios.sort_values("ratio").to_dict("records")[0]
-        name = f"best student, FID over its teacher's ({best['label']}, k = {best['steps']}, {best['backend']})"
+        which = f"{best['label']}, k = {best['steps']}, {best['backend']}"
+        name = f"lowest of {len(ratios)} students, FID over its teacher's ({which})"
         tiles.append({"value": f"{best['ratio']:.2f}{TIMES}", "name": name})
     return tiles
+
+
+def _accuracy(extractor: Path | None) -> list[dict[str, str]]:
+    if extractor is None:
+        return []
+    try:
+        accuracy = float(json.loads(extractor.read_text())["accuracy_heldout"])
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{extractor}: missing or garbled; validate the extractor with fewstep extractor") from None
+    return [{"value": f"{accuracy:.1%}", "name": "of the held-out images are classified correctly by the extractor"}]
 
 
 def _cost(records: Sequence[Record]) -> dict[str, list[Any]]:

@@ -125,7 +125,7 @@ def _cells(rows: pd.DataFrame, metric: Metric) -> list[Cell]:
     texts = [DASH if math.isnan(value) else f"{value:.{decimals}f}" for value in values]
     bold = [False] * len(texts)
     if metric.best:
-        for indices in rows.groupby(["nfe", "convention"]).indices.values():
+        for indices in rows.groupby(["nfe", "convention", "backend"]).indices.values():
             candidates = [i for i in indices if not math.isnan(values[i])]
             if len(candidates) > 1:
                 best = texts[(min if metric.best == "min" else max)(candidates, key=values.__getitem__)]
@@ -152,7 +152,8 @@ def _caption(rows: pd.DataFrame, identities: dict[str, dict[str, str]], n: int) 
     return (
         f"Profile {rows['profile'].iloc[0]}: {n:,} samples a row; {', '.join(parts) or 'extractor not named'}; "
         f"identity {identity[:12]}; reporting convention: {', '.join(sorted(set(rows['convention'])))}{seeds}. "
-        "Bold: the best of each NFE group among rows of this identity and one convention. "
+        "Bold: the best of each NFE group on one backend, among rows of this identity and one convention. "
+        "KID is unbiased, so values about zero may be negative. "
         "NN distance: mean Euclidean distance from a sample to its nearest training image, pixels in [-1, 1]."
     )
 

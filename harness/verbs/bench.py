@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.backends import get_backend
 from harness.datasets import load_dataset
+from harness.errors import UserError
 from harness.files import write_atomic
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
@@ -20,20 +21,23 @@ from harness.provenance import run_record
 from harness.training import BatchStream, Run
 from harness.workspace import TEACHER, RunAddress, Workspace
 
-TURNS = {"denoise": TEACHER, "auxiliary": "moment-matching/alternating", "student": "moment-matching/alternating"}
-STEPS = 8
+MATCHING = "moment-matching/alternating"
+TURNS = {"denoise": TEACHER, "auxiliary": MATCHING, "student": MATCHING}
 BLOCK, REPEATS, WARM_UP = 10, 9, 5
 
 
 def run(workspace: Workspace, out: Path | None) -> None:
     """Print, and write to `out` as JSON, milliseconds of an update and the ratios, each a median over paired blocks."""
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"{out.parent}: the output folder does not exist; create it, or choose another")
+    steps = max(workspace.method_config(MATCHING, "default").steps)
     rows: list[dict[str, Any]] = []
     data = load_dataset(workspace.profile.data.name, "train")
     for turn, method in TURNS.items():
         contenders: dict[str, Callable[[], object]] = {}
         for backend in ("torch", "jax"):
-            contenders[f"{backend} harness"] = _harness_update(workspace, backend, method, turn, data)
-            contenders[f"{backend} by hand"] = _bare_update(workspace, backend, method, turn, data)
+            contenders[f"{backend} harness"] = _harness_update(workspace, backend, method, turn, steps, data)
+            contenders[f"{backend} by hand"] = _bare_update(workspace, backend, method, turn, steps, data)
         times = _interleaved(contenders)
         for backend in ("torch", "jax"):
             overhead = _ratio(times[f"{backend} harness"], times[f"{backend} by hand"])
@@ -53,10 +57,10 @@ def run(workspace: Workspace, out: Path | None) -> None:
 
 
 def _harness_update(
-    workspace: Workspace, backend_name: str, method_id: str, turn: str, data: Any
+    workspace: Workspace, backend_name: str, method_id: str, turn: str, steps: int, data: Any
 ) -> Callable[[], object]:
     """The training loop's own update: draws, batch, optimiser step, finite check."""
-    student = TEACHER if method_id == TEACHER else f"k{STEPS}"
+    student = TEACHER if method_id == TEACHER else f"k{steps}"
     address = RunAddress(backend_name, method_id, "default", student, 0)
     spec = workspace.spec(data.images.shape[1:], data.num_classes)
     method = workspace.make_method(address, spec)
@@ -67,16 +71,18 @@ def _harness_update(
         streams = {"data": BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(0))}
         run = Run(Path(folder), backend, learner, schedule, 0, streams)
     turns = list(method.turns)
-    steps = iter(range(turns.index(turn), 10**9, len(turns)))
-    return lambda: run.update(next(steps))
+    numbers = iter(range(turns.index(turn), 10**9, len(turns)))
+    return lambda: run.update(next(numbers))
 
 
-def _bare_update(workspace: Workspace, backend: str, method_id: str, turn: str, data: Any) -> Callable[[], object]:
-    student = TEACHER if method_id == TEACHER else f"k{STEPS}"
+def _bare_update(
+    workspace: Workspace, backend: str, method_id: str, turn: str, steps: int, data: Any
+) -> Callable[[], object]:
+    student = TEACHER if method_id == TEACHER else f"k{steps}"
     schedule, adam = workspace.training(RunAddress(backend, method_id, "default", student, 0))
     spec = workspace.spec(data.images.shape[1:], data.num_classes)
     bare = importlib.import_module(f"harness.backends.{backend}_bare")
-    updates = bare.updates(spec, initial_weights(spec, 0), data.images, data.labels, schedule.batch, adam, STEPS)
+    updates = bare.updates(spec, initial_weights(spec, 0), data.images, data.labels, schedule.batch, adam, steps)
     chosen: Callable[[], object] = updates[turn]
     return chosen
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.config import profile_hash
+from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
 from harness.errors import UserError
@@ -14,10 +14,9 @@ from harness.metrics.extractors import Extractor, load_extractor
 from harness.metrics.images import to_uint8
 from harness.metrics.reference import Reference
 from harness.provenance import run_record
-from harness.samplers import nfe
-from harness.workspace import RunAddress, Workspace
+from harness.samplers import LABEL_POLICY, nfe
+from harness.workspace import TEACHER, RunAddress, Workspace
 
-LABEL_POLICY = "balanced: image i has class i mod the number of classes"
 METRICS = ("fid", "is", "kid", "precision", "recall")
 CONVENTION = "final"
 """The last weights of training are evaluated, once; no checkpoint is selected by a metric."""
@@ -28,6 +27,13 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     address = RunAddress(backend, method, variant, student, seed)
     folder = workspace.run(address)
     training, sampling = _read_json(folder / "train.json"), _read_json(folder / "sampling.json")
+    _, manifest = load_checkpoint(workspace.checkpoint(address))
+    if sampling["checkpoint"] != manifest["digest"]:
+        raise UserError(f"{folder}: the samples are of other weights than its checkpoint's; sample this run again")
+    provenance = {"config": workspace.record_digest(address), "checkpoint": manifest["digest"]}
+    provenance |= {"training": training["provenance"], "sampling": sampling["provenance"]}
+    if method == TEACHER:
+        provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
     extractor = load_extractor(workspace.profile.extractor)
     train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
     train_images = to_uint8(ImageSet.load(workspace.data("train")).images)
@@ -39,7 +45,7 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
         row |= {key: training[key] for key in ("params", "updates", "train_passes", "train_seconds", "peak_memory_mb")}
         row |= {"images_per_second": sampling["images_per_second"][setting.name]}
         path = folder / f"metrics-{setting.name}.json"
-        write_record(path, workspace, row, scores, extractor, train, {"training": training["provenance"]})
+        write_record(path, workspace, row, scores, extractor, train, provenance)
         print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
 
 
@@ -56,12 +62,16 @@ def write_record(
     n = workspace.profile.evaluation.n_samples
     identity, identity_digest = metric_identity(extractor, reference, n, LABEL_POLICY)
     row = row | {metric: scores[metric] for metric in METRICS}
-    row |= {"profile": workspace.profile.name, "n_samples": n, "convention": CONVENTION, "identity": identity_digest}
+    row = (
+        {"convention": CONVENTION}
+        | row
+        | {"profile": workspace.profile.name, "n_samples": n, "identity": identity_digest}
+    )
     record = {
         "row": row,
         "extra": {key: value for key, value in scores.items() if key not in METRICS},
         "identity": identity,
-        "provenance": {"config": profile_hash(workspace.profile), **provenance, "evaluation": run_record()},
+        "provenance": {**provenance, "evaluation": run_record()},
     }
     write_atomic(path, json.dumps(record, indent=1) + "\n")
 

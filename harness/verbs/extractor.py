@@ -10,10 +10,16 @@ from harness.workspace import Workspace
 
 
 def run(workspace: Workspace, retrain: Path | None) -> None:
-    """Write the extractor's accuracy on the held-out split; with `retrain`, train new weights into that file first."""
+    """Write the committed extractor's accuracy on the held-out split; with `retrain`, train new weights into that file.
+
+    Retrained weights are held to the same accuracy, which is stored in the file itself.
+    """
     train, heldout = (ImageSet.load(workspace.data(split)) for split in ("train", "heldout"))
-    report = train_digits_extractor(train, heldout, retrain) if retrain else validate(WEIGHTS, heldout)
-    write_atomic(workspace.extractor_report, json.dumps(report, indent=1) + "\n")
+    if retrain is not None:
+        report = train_digits_extractor(train, heldout, retrain)
+    else:
+        report = validate(WEIGHTS, heldout)
+        write_atomic(workspace.extractor_report, json.dumps(report, indent=1) + "\n")
     print(
         f"{workspace.profile.extractor}: {report['accuracy_heldout']:.2%} of the held-out images classified correctly"
     )

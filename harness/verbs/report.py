@@ -8,5 +8,5 @@ from harness.workspace import Workspace
 def run(workspace: Workspace) -> None:
     """Write report.html from the profile's records and figures."""
     path = workspace.root / "report.html"
-    write_report(records(workspace), workspace.root / "figures", path)
+    write_report(records(workspace), workspace.root / "figures", path, workspace.extractor_report)
     print(f"{path}: open it in a browser")

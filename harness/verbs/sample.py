@@ -15,11 +15,9 @@ from harness.files import write_atomic
 from harness.method import get_method
 from harness.metrics.images import to_uint8
 from harness.networks.transformer import TransformerSpec
+from harness.provenance import run_record
 from harness.samplers import draw_images, sampling_step
 from harness.workspace import TEACHER, RunAddress, Workspace
-
-LABEL_POLICY = "balanced"
-"""Image i has class i % num_classes."""
 
 
 def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
@@ -45,20 +43,27 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
             seed,
             stochastic=setting.sampler != "ddim",
         )
-        began = time.monotonic()
-        images, labels = _collect(batches, workspace.profile.evaluation.n_samples, f"{backend} {method} {setting.name}")
-        throughput[setting.name] = round(len(images) / (time.monotonic() - began), 1)
+        title = f"{backend} {method} {setting.name}"
+        images, labels, rate = _collect(batches, workspace.profile.evaluation.n_samples, title)
+        throughput[setting.name] = round(rate, 1)
         save_arrays(folder / f"samples-{setting.name}.npz", images=images, labels=labels)
-    record = {"checkpoint": manifest["digest"], "images_per_second": throughput}
+    record = {"checkpoint": manifest["digest"], "images_per_second": throughput, "provenance": run_record()}
     write_atomic(folder / "sampling.json", json.dumps(record, indent=1) + "\n")
 
 
-def _collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images, quantised, and labels, under a progress bar."""
-    images, labels = [], []
+def _collect(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """All images, quantised, labels, and images per second, under a progress bar.
+
+    The first of several batches is not timed, because compilation happens in it.
+    """
+    images, labels, untimed, began = [], [], 0, time.monotonic()
     with tqdm(total=total, desc=title, unit="image", mininterval=1) as bar:
         for batch, classes in batches:
             images.append(to_uint8(batch))
             labels.append(classes)
             bar.update(len(batch))
-    return np.concatenate(images), np.concatenate(labels)
+            if len(images) == 1 and len(batch) < total:
+                untimed, began = len(batch), time.monotonic()
+    return np.concatenate(images), np.concatenate(labels), (total - untimed) / (time.monotonic() - began)

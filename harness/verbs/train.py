@@ -40,8 +40,8 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     if result.exists():
         _, existing = load_checkpoint(result)
         differing = differences({k: existing.get(k) for k in manifest}, manifest)
-        if not (folder / "train.json").exists():
-            differing.append("train.json is missing")
+        names = ["train.json", "train.jsonl"] + ([SECOND_MOMENTS] if method.second_moments_of else [])
+        differing += [f"{name} is missing" for name in names if not (folder / name).exists()]
         if not differing:
             print(f"{result}: already trained")
             return

@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.backends.torch import TorchOps
 from harness.diffusion import CosineClock
 from harness.moment_matching import AlternatingMomentMatching, MomentMatchingOptions
+from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from tests.oracle.mixture import MIXTURE
 
@@ -29,7 +30,7 @@ def exact(rng: np.random.Generator, z: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def shifted(rng: np.random.Generator, z: np.ndarray, t: np.ndarray) -> np.ndarray:
-    return exact(rng, z, t) + SHIFT
+    return exact(rng, z, t) + SHIFT[:, None, None]
 
 
 def denoising(rng: np.random.Generator, z: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -53,7 +54,7 @@ def linear(coefficients: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def sample(method: AlternatingMomentMatching, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A batch of data and the method's draws, in float64."""
-    images = MIXTURE.draw(np.random.default_rng([1, step]), BATCH).reshape(BATCH, 1, 1, 2)
+    images = MIXTURE.draw(np.random.default_rng([1, step]), BATCH).reshape(BATCH, 2, 1, 1)
     draws = {key: torch.from_numpy(value).double() for key, value in method.draw(Noise(0), step, 0, BATCH).items()}
     return {"images": torch.from_numpy(images), "labels": torch.zeros(BATCH, dtype=torch.int64)}, draws
 
@@ -104,9 +105,13 @@ def z_scores(gradients: np.ndarray) -> np.ndarray:
     return gradients.mean(axis=0) / (gradients.std(axis=0, ddof=1) / len(gradients) ** 0.5)
 
 
+# two channels of one pixel: the mixture's two dimensions
+SPEC = TransformerSpec(channels=2, size=1, patch=1, width=2, depth=1, heads=1, num_classes=len(MIXTURE.weights))
+
+
 def make(transition: str, weight: str = "flat") -> AlternatingMomentMatching:
     options = MomentMatchingOptions(transition=transition, weight=weight)
-    return AlternatingMomentMatching(2, CLOCK, options, (1, 1, 2), len(MIXTURE.weights))
+    return AlternatingMomentMatching(2, 100, CLOCK, options, SPEC)
 
 
 @pytest.mark.parametrize("transition", ["posterior", "unconditional", "ddim"])
@@ -127,7 +132,7 @@ def test_the_gradient_in_x_is_the_weighted_gap(weight_name: str) -> None:
     """w (g_phi - g_theta) and nothing else: neither z_s nor w carries a gradient."""
     method = make("posterior", weight_name)
     batch, draws = sample(method, 0)
-    x_leaf = torch.full((BATCH, 1, 1, 2), 0.3, dtype=torch.float64, requires_grad=True)
+    x_leaf = torch.full((BATCH, 2, 1, 1), 0.3, dtype=torch.float64, requires_grad=True)
     auxiliary = linear(torch.arange(16, dtype=torch.float64).reshape(8, 2) / 16)
     seen: list[Tensor] = []
 
@@ -150,7 +155,7 @@ def test_the_gradient_in_x_is_the_weighted_gap(weight_name: str) -> None:
 
 def test_a_constant_auxiliary_minimises_at_the_weighted_average() -> None:
     """sum w (x~ + g_theta) / (2 sum w), with x~ and z_s as constants."""
-    method, students = make("posterior", "edm"), torch.full((BATCH, 1, 1, 2), 0.3, dtype=torch.float64)
+    method, students = make("posterior", "edm"), torch.full((BATCH, 2, 1, 1), 0.3, dtype=torch.float64)
     batch, draws = sample(method, 0)
     seen: list[Tensor] = []
 
@@ -160,7 +165,7 @@ def test_a_constant_auxiliary_minimises_at_the_weighted_average() -> None:
 
     def loss(constant: Tensor) -> Tensor:
         nets = {"student": lambda z, t, labels: students, "teacher": watched,
-                "auxiliary": lambda z, t, labels: constant.expand(z.shape)}  # fmt: skip
+                "auxiliary": lambda z, t, labels: constant[:, None, None].expand(z.shape)}  # fmt: skip
         return method.loss("auxiliary", nets, batch, draws, None, TorchOps())[0]
 
     found = minimiser(loss, torch.zeros(2, dtype=torch.float64))

@@ -148,8 +148,21 @@ def test_a_full_disk_is_one_line_whatever_was_written(
     assert capsys.readouterr().err == "error: no space left on the device; free some, or choose another --results\n"
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "results/runs")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    expected = "error: results/runs: permission denied; change the permissions, or choose another --results\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    for defect in (KeyError("ours"), PermissionError(errno.EACCES, "Permission denied")):
+    for defect in (KeyError("ours"), ProcessLookupError(errno.ESRCH, "No such process")):
 
         def defective(defect: Exception = defect) -> None:
             raise defect

@@ -42,7 +42,7 @@ def test_every_row_of_the_profile_is_there_with_one_identity(results: pd.DataFra
     assert set(trained[keys].itertuples(index=False, name=None)) == expected
     assert len(trained) == len(expected)
     assert results.identity.nunique() == 1
-    assert set(results.convention) == {"final"}
+    assert set(trained.convention) == {"final"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,13 +3,17 @@
 import os
 import shlex
 import sys
+from pathlib import Path
 
+import harness.reporting
 from harness.config import digest
+from harness.datasets import LOADERS
 from harness.errors import UserError
+from harness.metrics.extractors import EXTRACTORS
 from harness.provenance import source_hash
 from harness.validation import suggest
 from harness.verbs.train import source_modules
-from harness.workspace import DEFAULT_RESULTS, TEACHER, RunAddress, Workspace
+from harness.workspace import TEACHER, Workspace
 
 from harness.method import get_method
 
@@ -20,6 +24,12 @@ try:
     PROFILE = str(config.get("profile", "digits"))
     WORKSPACE = Workspace(PROFILE)
     ADDRESSES = {str(address.folder): address for address in WORKSPACE.runs()}
+    for kind, name, known in (
+        ("data set", WORKSPACE.profile.data.name, LOADERS),
+        ("extractor", WORKSPACE.profile.extractor, EXTRACTORS),
+    ):
+        if name not in known:
+            raise UserError(f"profile {PROFILE}: unknown {kind} {name!r}; {suggest(name, known)}")
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}
 except UserError as error:
     sys.exit(f"error: {error}")
@@ -45,6 +55,12 @@ def run_options(wildcards):
     """The command-line options that name a run."""
     run = address_of(wildcards)
     return f"--backend {run.backend} --method {run.method} --variant {run.variant} --student {run.student} --seed {run.seed}"
+
+
+def template_digest():
+    """A digest of the templates and styles that tables and report are rendered with."""
+    folder = Path(harness.reporting.__file__).parent
+    return digest({path.name: path.read_text() for path in [*folder.glob("*.jinja"), *folder.glob("*.css")]})
 
 
 def training_source(wildcards):

@@ -37,6 +37,7 @@ rule retrain_extractor:
         f"{ROOT}/logs/retrain_extractor.log",
     params:
         profile=shlex.quote(PROFILE),
+        source=source_hash("harness.verbs.extractor"),
     shell:
         "fewstep extractor --profile {params.profile} --retrain {output} > {log} 2>&1"
 
@@ -52,6 +53,6 @@ rule reference:
     params:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.reference", "harness.metrics.digits_cnn"),
-        config=[WORKSPACE.profile.extractor, WORKSPACE.profile.evaluation.n_samples],
+        config=WORKSPACE.record_digest(None),
     shell:
         "fewstep reference --profile {params.profile} > {log} 2>&1"

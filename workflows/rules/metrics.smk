@@ -1,10 +1,10 @@
 # One job scores all images of a run.
 
-for names, runs in SAMPLED_ALIKE.items():
+for group, (names, runs) in GROUPS.items():
 
     rule:
         name:
-            f"evaluate_{'teacher' if len(names) > 1 else names[0].replace('-', '_')}"
+            f"evaluate_{group}"
         input:
             [f"{RUN}/samples-{name}.npz" for name in names],
             f"{RUN}/sampling.json",
@@ -22,6 +22,7 @@ for names, runs in SAMPLED_ALIKE.items():
         params:
             profile=shlex.quote(PROFILE),
             source=source_hash("harness.verbs.evaluate", "harness.metrics.digits_cnn"),
+            config=lambda wildcards: WORKSPACE.record_digest(address_of(wildcards)),
             run=lambda wildcards: run_options(wildcards),
         shell:
             "fewstep evaluate --profile {params.profile} {params.run} --threads {threads} > {log} 2>&1"

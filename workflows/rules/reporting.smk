@@ -16,6 +16,7 @@ rule table:
     params:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.table"),
+        templates=template_digest(),
     shell:
         "fewstep table --profile {params.profile} > {log} 2>&1"
 
@@ -38,6 +39,7 @@ rule report:
     input:
         RECORDS,
         rules.figures.output,
+        rules.extractor.output,
     output:
         report(f"{ROOT}/report.html", category="Report", caption="../report/report.rst"),
     log:
@@ -45,5 +47,6 @@ rule report:
     params:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.report"),
+        templates=template_digest(),
     shell:
         "fewstep report --profile {params.profile} > {log} 2>&1"

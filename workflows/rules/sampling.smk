@@ -6,6 +6,14 @@ for folder, settings in SETTINGS.items():
     SAMPLED_ALIKE.setdefault(names, set()).add(ADDRESSES[folder].name)
 
 
+# Each group's part of a rule's name: its only setting, or its students.
+GROUPS = {}
+for names, runs in SAMPLED_ALIKE.items():
+    students = "_".join(sorted({run.split("/")[-1] for run in runs}))
+    group = (names[0] if len(names) == 1 else students).replace("-", "_").replace(".", "_")
+    GROUPS[group if group not in GROUPS else f"{group}_{len(GROUPS)}"] = (names, runs)
+
+
 def sampling_config(wildcards):
     """What the images of a run depend on beside its weights."""
     return [
@@ -14,11 +22,11 @@ def sampling_config(wildcards):
     ]
 
 
-for names, runs in SAMPLED_ALIKE.items():
+for group, (names, runs) in GROUPS.items():
 
     rule:
         name:
-            f"sample_{'teacher' if len(names) > 1 else names[0].replace('-', '_')}"
+            f"sample_{group}"
         input:
             lambda wildcards: f"{ROOT}/{address_of(wildcards).folder}/{get_method(address_of(wildcards).method).result}.safetensors",
             f"{RUN}/train.json",
