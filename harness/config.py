@@ -189,11 +189,10 @@ class Profile(StrictModel):
         return self
 
 
-def load_profile(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:
+def load_profile(name_or_path: str | Path) -> Profile:
     """Load a profile by name (a file of workflows/config in the repository or the current folder) or by path (*.yaml).
 
-    `overrides` maps dotted keys to values, lists by position: {"teacher.updates": 10, "methods.0.steps": [1, 2]}. A
-    string is read as YAML, so that command-line text needs no parsing. Raises UserError for anything wrong.
+    Raises UserError for anything wrong.
     """
     path = _find_profile(str(name_or_path))
     try:
@@ -202,9 +201,7 @@ def load_profile(name_or_path: str | Path, overrides: Mapping[str, Any] | None =
         raise UserError(f"{path}: the profile cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: the profile is not UTF-8 text") from None
-    for key, value in (overrides or {}).items():
-        _assign(data, key, parse_yaml(value, f"override {key}") if isinstance(value, str) else value)
-    where = f"{path} with {', '.join(overrides)} overridden" if overrides else str(path)
+    where = str(path)
     profile = validate(Profile, data, where)
     for position, method in enumerate(profile.methods):
         for student in method.overrides:
@@ -228,11 +225,6 @@ def digest(value: BaseModel | Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def profile_hash(profile: Profile) -> str:
-    """The digest of a profile's content, defaults included; its name, comments and key order do not matter."""
-    return digest(profile)
-
-
 def _find_profile(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
@@ -241,16 +233,6 @@ def _find_profile(name: str) -> Path:
     if name not in known:
         raise UserError(f"unknown profile {name!r}; {suggest(name, known)}, or give a path that ends in .yaml")
     return known[name]
-
-
-def _assign(data: Any, key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    try:
-        for part in parents:
-            data = data[int(part)] if isinstance(data, list) else data.setdefault(part, {})
-        data[int(last) if isinstance(data, list) else last] = value
-    except (AttributeError, IndexError, TypeError, ValueError):
-        raise UserError(f"override {key}: the profile has no such place") from None
 
 
 def _merge(base: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

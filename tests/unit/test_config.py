@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from harness import config
-from harness.config import Profile, digest, load_profile, profile_hash, validate_options
+from harness.config import Profile, digest, load_profile, validate_options
 from harness.errors import UserError
 from harness.validation import StrictModel
 
@@ -71,16 +71,16 @@ def test_every_change_of_a_value_changes_the_hash(content, load):
         _edit(content, "backends", ["jax"]),
         _edit(content, "clock.shift_high", 1.0),
     ]
-    hashes = {profile_hash(load(each)) for each in (content, *edited)}
+    hashes = {digest(load(each)) for each in (content, *edited)}
     assert len(hashes) == 1 + len(edited) > 50
 
 
 def test_order_comments_name_and_explicit_defaults_leave_the_hash(content, load):
-    before = profile_hash(load_profile("digits"))
+    before = digest(load_profile("digits"))
     reordered = {key: content[key] for key in reversed(content)}
     reordered["clock"] = {"shift_high": None, **content["clock"]}
     reordered["teacher"] = {**content["teacher"], "batch": 128}
-    assert profile_hash(load("# a comment\n" + yaml.safe_dump(reordered))) == before
+    assert digest(load("# a comment\n" + yaml.safe_dump(reordered))) == before
 
 
 def test_digest_is_sha256_of_canonical_json():
@@ -91,7 +91,7 @@ def test_digest_is_sha256_of_canonical_json():
 def test_an_integer_is_a_number(content, load):
     profile = load(_edit(content, "teacher.optimiser.clip", 1))
     assert isinstance(profile.teacher.optimiser.clip, float)
-    assert profile_hash(profile) == profile_hash(load_profile("digits"))
+    assert digest(profile) == digest(load_profile("digits"))
 
 
 def test_nothing_changes_after_loading():
@@ -209,7 +209,7 @@ def test_profiles_are_found_in_the_repository_and_in_the_current_folder(tmp_path
     with pytest.raises(UserError, match="unknown profile 'mine'"):
         load_profile("mine")
     monkeypatch.chdir(tmp_path)
-    assert profile_hash(load_profile("mine")) == profile_hash(load_profile("smoke"))
+    assert digest(load_profile("mine")) == digest(load_profile("smoke"))
     assert load_profile("mine").name == "mine"
     monkeypatch.setattr(config, "REPOSITORY", tmp_path / "nowhere")
     with pytest.raises(UserError, match="unknown profile 'digits'; known: mine, smoke, or"):
@@ -219,40 +219,6 @@ def test_profiles_are_found_in_the_repository_and_in_the_current_folder(tmp_path
 def test_an_unknown_profile_brings_the_list_and_the_nearest():
     with pytest.raises(UserError, match=r"unknown profile 'digit'; did you mean 'digits'\? known: digits, .*smoke"):
         load_profile("digit")
-
-
-def test_overrides_are_typed_values_or_yaml_text():
-    profile = load_profile(
-        "digits",
-        overrides={
-            "teacher.updates": 10,
-            "methods.0.steps": "[2, 1]",
-            "methods.0.overrides.k2.updates": "7",
-            "clock": "{name: karras, rho: 5.0}",
-        },
-    )
-    assert (profile.teacher.updates, profile.methods[0].steps) == (10, [2, 1])
-    assert profile.methods[0].for_student("k2").updates == 7
-    assert profile.clock.model_dump() == {
-        "name": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 5.0, "shift": 0.0,
-    }  # fmt: skip
-    assert profile_hash(profile) != profile_hash(load_profile("digits"))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("teacher.updates", "ten", r"with teacher\.updates overridden: teacher\.updates is 'ten'"),
-        ("teachr.updates", 3, r"unknown key teachr; did you mean 'teacher'\?"),
-        ("methods.3.updates", 3, r"override methods\.3\.updates: the profile has no such place"),
-        ("methods.first.updates", 3, "no such place"),
-        ("extractor.name", 3, "no such place"),
-        ("teacher.updates", "[1", r"override teacher\.updates:1: not valid YAML"),
-    ],
-)
-def test_wrong_overrides_are_named(key, value, message):
-    with pytest.raises(UserError, match=message):
-        load_profile("digits", overrides={key: value})
 
 
 def test_for_student_merges_deeply_and_leaves_no_overrides(content, load):
