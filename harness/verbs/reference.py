@@ -20,7 +20,7 @@ def run(workspace: Workspace) -> None:
     scores = real_data_floor(train, heldout, n, FLOOR_SEED, extractor, *references)
     row = {"backend": "-", "method": "real-data", "variant": "default", "sampler": "-", "guidance": None, "steps": 0}
     row |= {"nfe": 0, "seed": None, "params": None, "updates": None, "train_passes": None, "train_seconds": None}
-    row |= {"peak_memory_mb": None, "images_per_second": None, "convention": f"mean of {FLOOR_DRAWS} draws (FID)"}
+    row |= {"peak_memory_mb": None, "images_per_second": None, "convention": f"{FLOOR_DRAWS} draws"}
     provenance = {"config": workspace.record_digest(None), "images": "with replacement, classes as they come"}
     write_record(workspace.floor, workspace, row, scores, extractor, references[0], provenance)
     print(f"{workspace.floor}: FID {scores['fid']:.4f} for {n} images drawn with replacement")
