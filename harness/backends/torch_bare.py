@@ -30,9 +30,10 @@ def _predict(network: Transformer, z: Tensor, t: Tensor, labels: Tensor) -> Tens
     return alpha * z - sigma * network(z, t, labels)[0]
 
 
-def _network(spec: TransformerSpec, weights: Weights) -> Transformer:
+def make_network(spec: TransformerSpec, weights: Weights) -> Transformer:
+    """A network with these weights, trainable."""
     network = Transformer(spec)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return network
 
 
@@ -100,7 +101,7 @@ def updates(
     """One hand-written update for each turn: "denoise" (with EMA), "auxiliary" and "student"; each returns its loss."""
     rate, shape = 1e-4, images.shape[1:]
     all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
-    model, teacher, student, auxiliary = (_network(spec, weights) for _ in range(4))
+    model, teacher, student, auxiliary = (make_network(spec, weights) for _ in range(4))
     average = copy.deepcopy(model)
     betas = (adam.beta1, adam.beta2)
     optimisers = {
