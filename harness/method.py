@@ -84,13 +84,25 @@ Start = Fresh | CopyOf | Average | Head | Preconditioner
 
 @dataclass(frozen=True)
 class Turn:
-    """One kind of update: the networks it trains together, with one optimiser, and what an update costs.
+    """One kind of update: the networks it trains together, with one optimiser, and the network calls that it costs.
 
-    `passes` counts passes of a batch through a network: a forward pass is 1, a backward pass 2.
+    Each call is of one batch through one denoiser; a `Head` is small and not counted.
     """
 
     trains: tuple[str, ...]
-    passes: int
+    forward: int = 0
+    """Calls without gradient."""
+    gradient: int = 1
+    """Calls differentiated in the parameters."""
+    input_gradient: int = 0
+    """Calls differentiated in the input alone, the parameters constant."""
+    jvp: int = 0
+    """Calls with a forward-mode derivative along the parameters."""
+
+    @property
+    def passes(self) -> int:
+        """Cost in forward passes: a backward pass counts 2, one in the inputs alone 1, a tangent along parameters 2."""
+        return self.forward + 3 * self.gradient + 2 * self.input_gradient + 3 * self.jvp
 
 
 class Ops(Protocol):

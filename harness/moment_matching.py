@@ -74,7 +74,7 @@ class AlternatingMomentMatching(MomentMatching):
 
     id = "moment-matching/alternating"
     sampler = "ancestral"
-    turns = {"auxiliary": Turn(("auxiliary",), passes=5), "student": Turn(("student",), passes=5)}
+    turns = {"auxiliary": Turn(("auxiliary",), forward=2), "student": Turn(("student",), forward=2)}
 
     def networks(self) -> dict[str, Start]:
         """All three networks start from the teacher."""

@@ -21,7 +21,7 @@ class Teacher(Method):
     id = "teacher"
     sampler = "ancestral"
     Options = TeacherOptions
-    turns = {"denoise": Turn(("model",), passes=3)}
+    turns = {"denoise": Turn(("model",))}
     result = "teacher"
     second_moments_of = "model"
 

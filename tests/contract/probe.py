@@ -37,7 +37,10 @@ class Probe(Method):
     sampler = "ddim"
     result = "average"
     second_moments_of = "student"
-    turns = {"together": Turn(("student", "head"), passes=14), "auxiliary": Turn(("auxiliary",), passes=4)}
+    turns = {
+        "together": Turn(("student", "head"), gradient=2, input_gradient=1, jvp=1),
+        "auxiliary": Turn(("auxiliary",), forward=1),
+    }
     sources = {"data": 2}
 
     def networks(self) -> dict[str, Start]:

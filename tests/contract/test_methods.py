@@ -59,10 +59,16 @@ def starting_weights(method: Method) -> dict[str, Weights]:
 
 def examples(method: Method, step: int) -> dict[str, np.ndarray]:
     """A batch as the training loop makes it: several examples for a sample have an axis of their own."""
-    assert set(method.sources) == {"data"}, "say here what a batch of the other sources holds"
-    count = method.sources["data"]
-    batch = random_batch(TINY, BATCH * count, seed=step)
-    return {key: x.reshape(BATCH, count, *x.shape[1:]) if count > 1 else x for key, x in batch.items()}
+    assert set(method.sources) <= {"data", "pairs"}, "say here what a batch of the other sources holds"
+    batch = {}
+    for source, count in method.sources.items():
+        arrays = random_batch(TINY, BATCH * count, seed=step)
+        if source == "pairs":
+            arrays |= {"noise": Noise(step).normal("pairs", 0, 0, BATCH * count, arrays["images"].shape[1:])}
+        prefix = "" if source == "data" else f"{source}/"
+        for key, x in arrays.items():
+            batch[prefix + key] = x.reshape(BATCH, count, *x.shape[1:]) if count > 1 else x
+    return batch
 
 
 def update(learner: Learner, step: int) -> Update:
@@ -272,7 +278,8 @@ def test_what_it_says_of_itself_is_consistent(method_id: str) -> None:
     for turn in method.turns.values():
         assert set(turn.trains) <= trainable
         assert turn.trains
-        assert turn.passes >= 3 * len(turn.trains), "each trained network costs a forward and a backward pass"
+        denoisers = [name for name in turn.trains if not isinstance(networks[name], Head)]
+        assert turn.gradient >= len(denoisers), "each trained denoiser costs a forward and a backward pass"
     assert {method.turn(step) for step in range(1000)} == set(method.turns)
     students = method.students([8, 4, 1])
     for student in students:
