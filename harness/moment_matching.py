@@ -1,11 +1,24 @@
-"""Moment matching distillation (Salimans et al. 2024): Algorithm 2, with the options that the paper ablates."""
+"""Moment matching distillation (Salimans et al. 2024): Algorithms 2 and 3, with the options that the paper ablates."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from harness.diffusion import Array, ddim, diffuse, inner, per_sample, posterior, squared_error, weight
-from harness.method import Batch, CopyOf, Draws, Method, Networks, Ops, Options, Start, Turn, WeightName
+from harness.method import (
+    Batch,
+    CopyOf,
+    Denoiser,
+    Draws,
+    Method,
+    Networks,
+    Ops,
+    Options,
+    Preconditioner,
+    Start,
+    Turn,
+    WeightName,
+)
 from harness.noise import Noise
 
 
@@ -100,3 +113,59 @@ class AlternatingMomentMatching(MomentMatching):
         if turn == "auxiliary":
             return (w * (squared_error(x_constant, g_phi) + squared_error(g_theta, g_phi))).mean(), gap
         return matching_loss(w, x, g_theta, g_phi, ops), gap
+
+
+class InstantMomentMatching(MomentMatching):
+    """Algorithm 3: moments are matched in the teacher's parameter space, so that no auxiliary is trained.
+
+    Of two independent batches, A gives nu = Lambda grad_theta E w(s) ||x~ - g_theta(z_s)||^2, a preconditioned step of
+    the teacher towards the student's samples, and B moves the student against it. The paper prints x~^T J nu; the sign
+    here is that of theta - nu, whose denoiser is g_theta - J nu to first order. The loss is then the unbiased two-batch
+    estimate of equation 9, which falls to zero, and its gradient is half of that equation's.
+    """
+
+    id = "moment-matching/instant"
+    sampler = "ancestral"
+    turns = {"student": Turn(("student",), forward=1, gradient=2, jvp=1)}
+    sources = {"data": 2}
+
+    def networks(self) -> dict[str, Start]:
+        """The student starts from the teacher; Lambda is Adam's preconditioner of the teacher's training."""
+        return {"teacher": CopyOf(), "student": CopyOf(), "preconditioner": Preconditioner()}
+
+    def draw(self, noise: Noise, step: int, start: int, count: int) -> Draws:
+        """As Algorithm 2's, for both batches: (count, 2, ...)."""
+        draws = super().draw(noise, step, 2 * start, 2 * count)
+        return {name: array.reshape(count, 2, *array.shape[1:]) for name, array in draws.items()}
+
+    def _half(self, student: Denoiser, batch: Batch, draws: Batch, half: int, ops: Ops) -> tuple[Array, ...]:
+        """x~, z_s, s and labels of batch A (0) or B (1)."""
+        draws = {name: array[:, half] for name, array in draws.items()}
+        batch = {name: array[:, half] for name, array in batch.items()}
+        z_t = self.noised_data(batch, draws)
+        x = student(z_t, draws["t"], batch["labels"])
+        return x, self.transition(z_t, ops.stop_gradient(x), draws), draws["s"], batch["labels"]
+
+    def _weight(self, s: Array, x: Array, g_theta: Array, ops: Ops) -> Array:
+        return weight(self.options.weight, self.clock(s), ops.stop_gradient(x), ops.stop_gradient(g_theta))
+
+    def reduce(self, turn: str, nets: Networks, batch: Batch, draws: Batch, ops: Ops) -> dict[str, Array]:
+        """nu, from batch A."""
+        teacher = nets["teacher"]
+        x, z_s, s, labels = self._half(nets["student"].constant(ops), batch, draws, 0, ops)
+
+        def error(params: dict[str, Array]) -> Array:
+            g_theta = teacher.at(params)(z_s, s, labels)
+            return (self._weight(s, x, g_theta, ops) * squared_error(x, g_theta)).mean()
+
+        return {name: grad * nets["preconditioner"][name] for name, grad in ops.grad(error, teacher.params).items()}
+
+    def loss(
+        self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: dict[str, Array], ops: Ops
+    ) -> tuple[Array, dict[str, Array]]:
+        """Equation 9, estimated: E_B w(s) (sg[g_theta(z_s)] - x~)^T sg[J_theta(z_s) nu], nu being `reduced`."""
+        teacher = nets["teacher"]
+        x, z_s, s, labels = self._half(nets["student"], batch, draws, 1, ops)
+        g_theta, slope = ops.jvp(lambda params: teacher.at(params)(z_s, s, labels), teacher.params, reduced)
+        w = self._weight(s, x, g_theta, ops)
+        return matching_loss(w, x - ops.stop_gradient(g_theta), slope, 0, ops), {}

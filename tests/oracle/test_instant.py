@@ -1,0 +1,104 @@
+"""Algorithm 3: its direction against finite differences, and its update against equation 9 in closed form."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness.backends.torch import TorchOps
+from harness.diffusion import CosineClock, v_from_x
+from harness.method import Denoiser, bind
+from harness.moment_matching import InstantMomentMatching, MomentMatchingOptions
+from harness.networks.torch import Transformer
+from harness.networks.transformer import TransformerSpec
+from harness.noise import Noise
+from tests.conftest import generic_weights, random_batch
+
+CLOCK = CosineClock()
+
+
+def make(spec: TransformerSpec, **options: Any) -> InstantMomentMatching:
+    return InstantMomentMatching(4, 100, CLOCK, MomentMatchingOptions(**options), spec)
+
+
+def pair_batch(method: InstantMomentMatching, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A batch of two examples for each sample, and its draws, in float64."""
+
+    def doubles(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+
+    flat = random_batch(method.spec, 2 * count)
+    batch = {name: x.reshape(count, 2, *x.shape[1:]) for name, x in flat.items()}
+    return doubles(batch), doubles(method.draw(Noise(0), 0, 0, count))
+
+
+@pytest.mark.parametrize("h", [1e-3, 1e-4])
+def test_the_direction_is_the_finite_difference_of_the_teacher_along_nu(spec: TransformerSpec, h: float) -> None:
+    """The student's gradient is that of x~^T J nu; J nu is read off it with a student whose output is its parameter."""
+    method, module = make(spec, weight="flat"), Transformer(spec).double()
+    batch, draws = pair_batch(method, 6)
+    params = {
+        name: {key: torch.from_numpy(value).double() for key, value in generic_weights(spec, seed).items()}
+        for seed, name in enumerate(("teacher", "student", "preconditioner"))
+    }
+    params["preconditioner"] = {key: value.exp() for key, value in params["preconditioner"].items()}
+    nets = bind(method.networks(), lambda p, *z: torch.func.functional_call(module, p, z), params, CLOCK)
+    nu = method.reduce("student", nets, batch, draws, TorchOps())
+    scale = 1 / torch.stack([x.norm() for x in nu.values()]).norm()
+    nu = {key: scale * value for key, value in nu.items()}  # so that h is a step of that length
+    seen: list[tuple[Tensor, ...]] = []
+
+    class Recording(TorchOps):
+        def jvp(self, function: Any, params: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+            value, slope = super().jvp(function, params, tangents)
+            moved = [function({key: params[key] + sign * h * tangents[key] for key in params}) for sign in (1, -1)]
+            seen.append((slope, (moved[0] - moved[1]) / (2 * h)))
+            return value, slope
+
+    method.loss("student", nets, batch, draws, nu, Recording())
+    ((slope, difference),) = seen
+    assert slope.norm() > 1e-3
+    assert (slope - difference).norm() <= 1e-3 * slope.norm()
+
+
+def linear(params: dict[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The v-prediction of the denoiser x_hat = A z."""
+    x = (z.flatten(1) @ params["A"].T).reshape(z.shape)
+    return v_from_x(z, x, CLOCK(t)), []
+
+
+def test_the_expected_update_is_half_of_the_gradient_of_equation_9(spec: TransformerSpec) -> None:
+    """The same finite pool as both batches turns their product of means into the product of the expectations."""
+    method, size, count = make(spec, weight="edm"), 16, 50
+    batch, draws = pair_batch(method, count)
+    for arrays in (batch, draws):
+        arrays |= {name: torch.stack([x[:, 0], x[:, 0]], 1) for name, x in arrays.items()}
+    generator = torch.Generator().manual_seed(0)
+    theta, eta = (torch.eye(size).double() * 0.5 + 0.1 * torch.randn(size, size, generator=generator) for _ in "ab")
+    eta, lam = eta.double().requires_grad_(), torch.rand(size, size, generator=generator).double() + 0.5
+    nets = {
+        "teacher": Denoiser(linear, {"A": theta.double()}, CLOCK),
+        "student": Denoiser(linear, {"A": eta}, CLOCK),
+        "preconditioner": {"A": lam},
+    }
+    with torch.no_grad():
+        nu = method.reduce("student", nets, batch, draws, TorchOps())
+    loss, _ = method.loss("student", nets, batch, draws, nu, TorchOps())
+    (gradient,) = torch.autograd.grad(loss, eta)
+
+    # By hand: x~ = eta z_t, grad_theta w ||x~ - theta z_s||^2 = -2 w (x~ - theta z_s) z_s^T, z_s held constant.
+    level_t, level_s = CLOCK(draws["t"][:, 0]), CLOCK(draws["s"][:, 0])
+    x, eps = batch["images"][:, 0].flatten(1), draws["eps_t"][:, 0].flatten(1)
+    z_t = level_t.alpha[:, None] * x + level_t.sigma[:, None] * eps
+    sample = (z_t @ eta.T).detach()
+    first = {name: array[:, 0] for name, array in draws.items()}
+    z_s = method.transition(z_t.reshape(-1, 1, 4, 4), sample.reshape(-1, 1, 4, 4), first).flatten(1)
+    w = level_s.logsnr.exp() + 4
+    moment = -2 * torch.einsum("b,bi,bj->ij", w, sample - z_s @ theta.double().T, z_s) / count
+    equation_9 = 0.5 * (lam * moment**2).sum()
+    by_hand = -2 * torch.einsum("b,ij,bj,bk->ik", w, lam * moment, z_s, z_t) / count
+    assert loss.item() == pytest.approx(equation_9.item(), rel=1e-9)
+    torch.testing.assert_close(gradient, 0.5 * by_hand, rtol=1e-9, atol=0)
