@@ -28,6 +28,7 @@ rule all:
     default_target: True
     input:
         rules.table.output,
+        rules.claims.output,
         rules.figures.output,
         rules.report.output,
         rules.extractor.output,

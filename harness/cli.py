@@ -97,6 +97,18 @@ def teacher(
 
 
 @app.command()
+def pairs(
+    backend: BackendOption,
+    profile: Profile = "digits",
+    seed: Seed = 0,
+    results: Results = None,
+    threads: Threads = 1,
+) -> None:
+    """Draw the teacher's pairs of noise and image, which DMD regresses on. Example: fewstep pairs --backend torch"""
+    _run("pairs", profile, results, threads, backend=backend.value, seed=seed)
+
+
+@app.command()
 def distill(
     backend: BackendOption,
     method: MethodOption,
@@ -166,9 +178,21 @@ def figures(profile: Profile = "digits", results: Results = None) -> None:
 
 
 @app.command()
+def claims(profile: Profile = "digits", results: Results = None) -> None:
+    """Judge the paper's claims by the records. Example: fewstep claims --profile digits"""
+    _run("claims", profile, results)
+
+
+@app.command()
 def report(profile: Profile = "digits", results: Results = None) -> None:
     """Write the self-contained report. Example: fewstep report --profile digits"""
     _run("report", profile, results)
+
+
+@app.command()
+def ablations(profile: Profile = "digits", results: Results = None) -> None:
+    """Write tables and figures of the profile's ablations. Example: fewstep ablations --profile digits"""
+    _run("ablations", profile, results)
 
 
 @app.command()

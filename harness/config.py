@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, JsonValue, PrivateAttr, model_validator
 
+from harness.datasets.config import DataConfig
 from harness.errors import UserError
 from harness.validation import Model, StrictModel, parse_yaml, suggest, validate
 
@@ -30,12 +31,6 @@ def _distinct(items: list[Item]) -> list[Item]:
 Count = Annotated[int, Field(ge=1)]
 Distinct = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 Steps = Distinct[Count]
-
-
-class DataConfig(StrictModel):
-    """The training images."""
-
-    name: str = Field(description="name of the data set")
 
 
 class NetworkConfig(StrictModel):
@@ -100,6 +95,20 @@ class OptimiserConfig(StrictModel):
     clip: float = Field(gt=0, description="largest global gradient norm")
 
 
+class GuidanceConfig(StrictModel):
+    """Classifier-free guidance of the teacher's ancestral sampling."""
+
+    weights: Distinct[Annotated[float, Field(ge=0)]] = Field(description="w of g_c + w (g_c - g_u); 0 is none")
+    steps: Steps = Field(description="step counts to sample with at every weight")
+
+
+class PairsConfig(StrictModel):
+    """Pairs of noise and image along the teacher's deterministic sampler, for methods that regress on them."""
+
+    count: Count = Field(description="pairs")
+    steps: Count = Field(description="DDIM steps from noise to image")
+
+
 class TeacherConfig(StrictModel):
     """Training and sampling of the teacher."""
 
@@ -113,7 +122,7 @@ class TeacherConfig(StrictModel):
     samplers: dict[Literal["ancestral", "ddim"], Steps] = Field(
         min_length=1, description="step counts to sample with, for each sampler family"
     )
-    guidance: float = Field(0.0, ge=0, description="weight w of classifier-free guidance in sampling; 0 is none")
+    guidance: GuidanceConfig | None = Field(None, description="further ancestral samples, with guidance")
     sampling_noise: float = Field(
         0.0, ge=0, le=1, description="ancestral variance, log-linear from the posterior's (0) to its upper bound (1)"
     )
@@ -129,6 +138,8 @@ class StudentOverrides(StrictModel):
 
 
 StudentName = Annotated[str, Field(pattern=r"^(k[1-9][0-9]*|all)$")]
+BackendName = Literal["torch", "jax"]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class MethodConfig(StrictModel):
@@ -142,6 +153,10 @@ class MethodConfig(StrictModel):
     optimiser: OptimiserConfig
     checkpoint_every: Count = Field(description="updates between checkpoints")
     options: dict[str, JsonValue] = Field({}, description="the method's own, see `validate_options`")
+    backends: Distinct[BackendName] | None = Field(None, description="trained on these alone; default: the profile's")
+    repeats: dict[BackendName, dict[StudentName, Distinct[Seed]]] = Field(
+        {}, description="further training seeds of a student on a backend, from the teacher of the profile's first seed"
+    )
     overrides: dict[StudentName, StudentOverrides] = Field({}, description="differences by student: k8, k4, ... or all")
 
     def for_student(self, name: str) -> "MethodConfig":
@@ -163,14 +178,19 @@ class EvaluationConfig(StrictModel):
 class Profile(StrictModel):
     """Everything that the runs of one workflow depend on."""
 
-    seeds: Distinct[Annotated[int, Field(ge=0)]] = Field(description="one complete run each")
-    backends: Distinct[Literal["torch", "jax"]] = Field(description="each method is trained on every one")
-    data: DataConfig
+    seeds: Distinct[Seed] = Field(description="one complete run each")
+    backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
+    data: DataConfig = Field(discriminator="name")
     extractor: str = Field(description="name of the feature extractor of the metrics")
     network: NetworkConfig
     clock: CosineClockConfig | KarrasClockConfig = Field(discriminator="name")
     teacher: TeacherConfig
+    pairs: PairsConfig | None = Field(None, description="made once for each teacher that a method wants them of")
     methods: list[MethodConfig] = Field(min_length=1)
+    ablations: list[MethodConfig] = Field([], description="further variants, run for the target all_ablations alone")
+    matched_passes: Count | None = Field(
+        None, description="network passes of every student for each step count it serves, in place of its updates"
+    )
     evaluation: EvaluationConfig
     log_every: Count = Field(description="updates between lines of the training log")
     _name: str = PrivateAttr("")
@@ -180,32 +200,46 @@ class Profile(StrictModel):
         """The file's name without its suffix, as in paths and tables; no part of the hash."""
         return self._name
 
+    @property
+    def variants(self) -> list[MethodConfig]:
+        """All methods and all ablations."""
+        return [*self.methods, *self.ablations]
+
     @model_validator(mode="after")
     def _methods_have_distinct_folders(self) -> "Profile":
-        folders = [f"{method.id.replace('/', '-')}/{method.variant}" for method in self.methods]
+        folders = [f"{method.id.replace('/', '-')}/{method.variant}" for method in self.variants]
         for folder in folders:
             if folders.count(folder) > 1:
                 raise ValueError(f"the method and variant {folder} occur twice; give one of them another variant")
+        return self
+
+    @model_validator(mode="after")
+    def _methods_stay_within_seeds_and_backends(self) -> "Profile":
+        for method in self.variants:
+            where = f"{method.id} ({method.variant})"
+            backends = method.backends or self.backends
+            for backend in {*backends, *method.repeats}:
+                if backend not in self.backends or backend not in backends:
+                    raise ValueError(f"{where} names the backend {backend}, on which it is not trained; drop it")
+            for student, seeds in (item for students in method.repeats.values() for item in students.items()):
+                if shared := set(seeds) & set(self.seeds):
+                    raise ValueError(f"{where} repeats {student} with the profile's own seed {min(shared)}; drop it")
         return self
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """Load a profile by name (a file of workflows/config in the repository or the current folder) or by path (*.yaml).
 
+    With the key `extends: NAME` a profile says only what differs from another one; its lists replace that one's lists.
     Raises UserError for anything wrong.
     """
     path = _find_profile(str(name_or_path))
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: the profile cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: the profile is not UTF-8 text") from None
-    where = str(path)
+    data, where = _read_profile(path), str(path)
     profile = validate(Profile, data, where)
-    for position, method in enumerate(profile.methods):
-        for student in method.overrides:
-            validate(MethodConfig, method._merged(student), where, ("methods", str(position), "overrides", student))
+    for section in ("methods", "ablations"):
+        for position, method in enumerate(getattr(profile, section)):
+            for student in method.overrides:
+                validate(MethodConfig, method._merged(student), where, (section, str(position), "overrides", student))
     profile._name = path.stem
     return profile
 
@@ -223,6 +257,27 @@ def digest(value: BaseModel | Mapping[str, Any]) -> str:
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _read_profile(path: Path) -> Any:
+    """The plain values of a profile's file, over those of the profile that it extends."""
+    data = _read_yaml(path)
+    if not isinstance(data, dict) or "extends" not in data:
+        return data
+    base_path = _find_profile(str(data.pop("extends")))
+    base = _read_yaml(base_path)
+    if not isinstance(base, dict) or "extends" in base:
+        raise UserError(f"{path}: extends {base_path}, which is no complete profile; extend one that is")
+    return _merge(base, data)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: the profile cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the profile is not UTF-8 text") from None
 
 
 def _find_profile(name: str) -> Path:

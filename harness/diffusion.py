@@ -143,6 +143,20 @@ def ddim(z_t: Array, x: Array, t: Level, s: Level) -> Array:
     return per_sample(s.alpha, x) * x + per_sample(s.sigma / t.sigma, x) * (z_t - per_sample(t.alpha, x) * x)
 
 
+def addim(z_t: Array, x: Array, t: Level, s: Level, variance: Array) -> Array:
+    """The x whose DDIM transition is aDDIM's (Heek et al. 2024), which makes up for the variance that E[x | z_t] lacks.
+
+    aDDIM is z_s = alpha_s x + sqrt(sigma_s^2 + (d / ||eps||^2) (alpha_s - alpha_t sigma_s / sigma_t)^2 variance) eps,
+    with the eps that z_t and x imply, d the number of values in a sample, and `variance` (batch,) of x given z_t, per
+    value. As an x the correction needs no difference between the root and sigma_s.
+    """
+    xp = array_namespace(t.logsnr)
+    eps = eps_from_x(z_t, x, t)
+    gain = -xp.expm1((t.logsnr - s.logsnr) / 2) * xp.exp(s.logsnr / 2)  # alpha_s / sigma_s - alpha_t / sigma_t
+    excess = variance / xp.mean(eps**2, axis=tuple(range(1, x.ndim))) * gain
+    return x + per_sample(excess / (1 + xp.sqrt(1 + excess * gain)), x) * eps
+
+
 def guide(conditional: Array, unconditional: Array, weight: float) -> Array:
     """Classifier-free guidance g_c + w (g_c - g_u); w = 0 is none."""
     return conditional + weight * (conditional - unconditional)
@@ -204,3 +218,9 @@ def squared_error(a: Array, b: Array) -> Array:
 def inner(a: Array, b: Array) -> Array:
     """a^T b summed over all but the batch axis: (batch,)."""
     return array_namespace(a).sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def pseudo_huber(a: Array, b: Array, c: float) -> Array:
+    """sqrt(||a - b||^2 + c^2) - c, summed over all but the batch axis: (batch,)."""
+    square = squared_error(a, b)
+    return square / ((square + c**2) ** 0.5 + c)

@@ -2,23 +2,32 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from harness.errors import UserError
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
-    """Write `content` to `path` so that a crash leaves either the old file or the new one, never a part of it.
+    """Write `content` to `path` as `open_atomic` does."""
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
+    """A file to write that becomes `path` at the end: a crash leaves either the old one or the new one, never a part.
 
     Raises UserError where the folder is missing, not writable, or the disk is full; nothing is left behind then.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -80,20 +80,22 @@ def draw_images(
     batch: int,
     seed: int,
     stochastic: bool,
+    purpose: str = "sample",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield batches of images (b, *shape) in [-1, 1], not clipped, and labels (b,): image i has class i % num_classes.
 
     `step` is a compiled `sampling_step` that takes (z, t, s, labels, eps). All noise is addressed by the image's index,
-    so the images do not depend on the batch size. The sample is the last x_hat (Algorithm 1).
+    so the images do not depend on the batch size; another `purpose` has noise of its own. The sample is the last x_hat
+    (Algorithm 1).
     """
     noise = Noise(seed)
     for start in range(0, n_samples, batch):
         count = min(batch, n_samples - start)
         labels = np.arange(start, start + count) % num_classes
-        z = x = noise.normal("sample/start", 0, start, count, shape)
+        z = x = noise.normal(f"{purpose}/start", 0, start, count, shape)
         eps = np.zeros_like(z)
         for i, (t, s) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
             if stochastic and s > 0:
-                eps = noise.normal("sample/step", i, start, count, shape)
+                eps = noise.normal(f"{purpose}/step", i, start, count, shape)
             z, x = step(z, np.full(count, t, np.float32), np.full(count, s, np.float32), labels, eps)
         yield to_numpy(x), labels

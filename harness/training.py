@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from harness.backends.base import Backend, Learner, Update
 from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.datasets import unit_range
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.method import Average
 from harness.noise import Noise
 
 SECOND_MOMENTS = "second_moments.safetensors"
@@ -50,7 +50,7 @@ class Schedule:
 class BatchStream:
     """Shuffled passes over one source; position n is a function of (seed, n) alone, so a resume needs no state.
 
-    `arrays`: equally long arrays by name, for "data" images and labels.
+    `arrays`: equally long arrays by name, for "data" images and labels; uint8 ones are images (`unit_range`).
     """
 
     def __init__(self, source: str, arrays: Mapping[str, np.ndarray], noise: Noise) -> None:
@@ -72,7 +72,7 @@ class BatchStream:
             part = self._epoch_order(epoch)[offset : offset + count - done]
             index[done : done + len(part)] = part
             done += len(part)
-        return {name: array[index] for name, array in self.arrays.items()}
+        return {name: unit_range(array[index]) for name, array in self.arrays.items()}
 
 
 @contextmanager
@@ -117,6 +117,7 @@ class Run:
         self.learner, self.schedule, self.data = learner, schedule, data
         self.method, self.noise = learner.method, Noise(seed)
         self.elapsed = 0.0
+        self.unlogged: dict[str, list[float]] = {turn: [] for turn in self.method.turns}
 
     def train(self, manifest: Mapping[str, Any], resume_key: str, summary: Mapping[str, Any], title: str) -> None:
         """Train to the end and write `<result>.safetensors`, `train.jsonl` and `train.json` into the folder.
@@ -140,11 +141,7 @@ class Run:
 
     def _save_second_moments(self, name: str, manifest: Mapping[str, Any]) -> None:
         """Adam's v of one network's gradients (clipped, at its live weights), the bias at zero corrected."""
-        state, adam = self.learner.state(), self.learner.adam
-        (turn,) = (turn for turn, spec in self.method.turns.items() if name in spec.trains)
-        correction = np.float32(1 - adam.beta2 ** int(state[f"optimiser/{turn}/count"]))
-        prefix = f"optimiser/{turn}/nu/{name}/"
-        moments = {key.removeprefix(prefix): v / correction for key, v in state.items() if key.startswith(prefix)}
+        adam, moments = self.learner.adam, self.learner.second_moments(name)
         about = {"second_moments_of": name, "weights": "live", "beta2": adam.beta2, "eps": adam.eps, "clip": adam.clip}
         save_checkpoint(self.folder / SECOND_MOMENTS, moments, {**manifest, **about})
 
@@ -160,6 +157,7 @@ class Run:
         ):
             for step in range(first, schedule.updates):
                 update, turn, rate = self.update(step)
+                self.unlogged[turn].append(update.loss)
                 bar.update()
                 done = step + 1
                 if step % schedule.log_every == 0:
@@ -173,7 +171,7 @@ class Run:
                     bar.set_postfix(loss=f"{update.loss:.3g}", refresh=False)
                 if done % schedule.checkpoint_every == 0 and done < schedule.updates:
                     self.elapsed = time.monotonic() - began
-                    state = {"step": done, "elapsed": self.elapsed, "key": resume_key}
+                    state = {"step": done, "elapsed": self.elapsed, "key": resume_key, "unlogged": self.unlogged}
                     save_checkpoint(self.resume / "state.safetensors", self.learner.state(), state)
         self.elapsed = time.monotonic() - began
 
@@ -182,8 +180,7 @@ class Run:
         batch, method = self.schedule.batch, self.method
         turn, rate = method.turn(step), self.schedule.learning_rate_at(step)
         draws = method.draw(self.noise, step, 0, batch)
-        networks = method.networks()
-        decays = {name: start.decay(step) for name, start in networks.items() if isinstance(start, Average)}
+        decays = {name: average.decay(step) for name, average in self.learner.averages.items()}
         examples: dict[str, np.ndarray] = {}
         for source, n in method.sources.items():
             arrays = self.data[source].take(step * batch * n, batch * n)
@@ -199,11 +196,13 @@ class Run:
             "update": step,
             "turn": turn,
             "loss": update.loss,
+            "mean_loss": sum(self.unlogged[turn]) / len(self.unlogged[turn]),  # since this turn's previous line
             "learning_rate": rate,
             "images_per_second": round(speed, 1),
             "gradient_norm": update.gradient_norm,
             "logs": update.logs,
         }
+        self.unlogged[turn].clear()
         return json.dumps(record) + "\n"
 
     def _restore(self, resume_key: str) -> int:
@@ -214,7 +213,7 @@ class Run:
             state, manifest = load_checkpoint(state_file)
             if manifest["key"] == resume_key:
                 self.learner.restore(state)
-                step, self.elapsed = manifest["step"], manifest["elapsed"]
+                step, self.elapsed, self.unlogged = (manifest[key] for key in ("step", "elapsed", "unlogged"))
                 lines = log_file.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] < step]
             else:

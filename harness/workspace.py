@@ -1,13 +1,12 @@
 """Where everything that a profile generates lies, and what each run is made from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.backends.base import Adam
-from harness.config import MethodConfig, OptimiserConfig, Profile, digest, load_profile, validate_options
+from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
 from harness.method import Method, get_method
@@ -106,10 +105,10 @@ class Workspace:
     def method_config(self, method: str, variant: str) -> MethodConfig:
         """The profile's section of a method. Raises UserError where the profile does not name it."""
         get_method(method)
-        for config in self.profile.methods:
+        for config in self.profile.variants:
             if (config.id, config.variant) == (method, variant):
                 return config
-        named = ", ".join(f"{config.id} ({config.variant})" for config in self.profile.methods)
+        named = ", ".join(f"{config.id} ({config.variant})" for config in self.profile.variants)
         raise UserError(f"profile {self.profile.name!r} has no {method!r} with variant {variant!r}; it has: {named}")
 
     def make_method(self, address: RunAddress, spec: TransformerSpec) -> Method:
@@ -118,14 +117,57 @@ class Workspace:
         return method(max(self.steps(address)), schedule.updates, self.clock, self.options(address), spec)
 
     def teacher(self, address: RunAddress) -> RunAddress:
-        """The teacher of a run's backend and seed."""
-        return RunAddress(address.backend, TEACHER, "default", TEACHER, address.seed)
+        """The teacher of a run's backend and seed; a seed without a teacher of its own shares that of the first."""
+        seeds = self.profile.seeds
+        seed = address.seed if address.method == TEACHER or address.seed in seeds else seeds[0]
+        return RunAddress(address.backend, TEACHER, "default", TEACHER, seed)
 
     def parent(self, address: RunAddress) -> RunAddress:
         """The run whose result `CopyOf("parent")` copies: another student where the method chains them."""
-        steps = self.method_config(address.method, address.variant).steps
-        parent = get_method(address.method).parent(address.student, steps)
-        return self.teacher(address) if parent is None else replace(address, student=parent)
+        config = self.method_config(address.method, address.variant)
+        student = get_method(address.method).parent(address.student, config.steps)
+        if student is None:
+            return self.teacher(address)
+        seeds = self._seeds(config, address.backend, student)
+        return replace(address, student=student, seed=address.seed if address.seed in seeds else seeds[0])
+
+    def chain(self, address: RunAddress) -> list[RunAddress]:
+        """A run and the students that it comes from, the last of which comes from the teacher."""
+        chain = [address]
+        while address.method != TEACHER and (address := self.parent(address)).method != TEACHER:
+            chain.append(address)
+        return chain
+
+    def pairs(self, teacher: RunAddress) -> Path:
+        """Pairs of noise and image along a teacher's deterministic sampler."""
+        return self.run(teacher) / "pairs.safetensors"
+
+    def needs_pairs(self, address: RunAddress) -> bool:
+        """Whether a run trains on pairs. Raises UserError where the profile says nothing of them."""
+        needed = "pairs" in get_method(address.method).sources
+        if needed:
+            self.require_pairs()
+        return needed
+
+    def require_pairs(self) -> PairsConfig:
+        """The profile's section on pairs. Raises UserError where there is none."""
+        if self.profile.pairs is None:
+            raise UserError(f"profile {self.profile.name!r}: the section pairs (count, steps) is missing; add it")
+        return self.profile.pairs
+
+    def pairs_config(self, teacher: RunAddress) -> dict[str, Any]:
+        """Everything in the profile that a teacher's pairs depend on."""
+        return {**self.run_config(teacher), "pairs": self.require_pairs().model_dump(mode="json")}
+
+    def pair_passes(self, address: RunAddress) -> int:
+        """Network passes of a batch that a run's pairs cost; 0 where it trains on none."""
+        return 0 if address.method == TEACHER else self._pair_passes(address, self.training(address)[0].batch)
+
+    def _pair_passes(self, address: RunAddress, batch: int) -> int:
+        if not self.needs_pairs(address):
+            return 0
+        pairs = self.require_pairs()
+        return -(-pairs.count * pairs.steps // batch)
 
     def checkpoint(self, address: RunAddress) -> Path:
         """The result of one run."""
@@ -153,9 +195,12 @@ class Workspace:
         """Every way in which the DAG samples this run's result."""
         options = self.options(address)
         if address.method == TEACHER:
-            samplers = self.profile.teacher.samplers
-            guidance = self.profile.teacher.guidance
-            return [Setting(family, k, guidance) for family, steps in samplers.items() for k in steps]
+            samplers, guidance = self.profile.teacher.samplers, self.profile.teacher.guidance
+            settings = [Setting(family, k) for family, steps in samplers.items() for k in steps]
+            if guidance is not None:
+                guided = [Setting("ancestral", k, w) for w in guidance.weights for k in guidance.steps]
+                settings += [setting for setting in guided if setting not in settings]
+            return settings
         family = get_method(address.method).family(options)
         return [Setting(family, k) for k in self.steps(address)]
 
@@ -166,8 +211,9 @@ class Workspace:
         if address.method != TEACHER:
             config = self.method_config(address.method, address.variant).for_student(address.student)
         optimiser: OptimiserConfig = config.optimiser
+        matched = profile.matched_passes is not None and address.method != TEACHER
         schedule = Schedule(
-            updates=config.updates,
+            updates=self._matched_updates(address, config.batch) if matched else config.updates,
             batch=config.batch,
             learning_rate=optimiser.learning_rate,
             warmup_updates=optimiser.warmup_updates,
@@ -175,6 +221,20 @@ class Workspace:
             log_every=profile.log_every,
         )
         return schedule, Adam(optimiser.beta1, optimiser.beta2, optimiser.eps, optimiser.clip)
+
+    def _matched_updates(self, address: RunAddress, batch: int) -> int:
+        """The most updates of a student that the profile's matched passes pay for."""
+        budget = (self.profile.matched_passes or 0) * len(self.steps(address)) - self._pair_passes(address, batch)
+        patch = self.profile.network.patch
+        spec = self.spec((1, patch, patch), 1)  # the passes do not depend on the images
+        method = get_method(address.method)(max(self.steps(address)), 1, self.clock, self.options(address), spec)
+        updates, spent = 0, method.turns[method.turn(0)].passes
+        while spent <= budget:
+            updates += 1
+            spent += method.turns[method.turn(updates)].passes
+        if updates == 0:
+            raise UserError(f"matched_passes: too few for one update of {address.method}; raise it")
+        return updates
 
     def run_config(self, address: RunAddress) -> dict[str, Any]:
         """Everything in the profile that the weights of a run depend on; a student's includes its teacher's."""
@@ -186,15 +246,19 @@ class Workspace:
             "teacher": profile.teacher.model_dump(
                 mode="json", exclude={"samplers", "sampling_noise", "guidance", "checkpoint_every"}
             ),
-            "seed": address.seed,
+            "seed": self.teacher(address).seed,
         }
         if address.method == TEACHER:
             return shared
         config = self.method_config(address.method, address.variant).for_student(address.student)
-        own = config.model_dump(mode="json", exclude={"steps", "overrides", "checkpoint_every"})
+        own = config.model_dump(mode="json", exclude={"steps", "overrides", "checkpoint_every", "backends", "repeats"})
+        own |= {"name": address.student, "steps": self.steps(address), "seed": address.seed}
+        own |= {"updates": self.training(address)[0].updates}
+        if self.needs_pairs(address):
+            own |= {"pairs": self.require_pairs().model_dump(mode="json")}
         parent = self.parent(address)
         chain = {} if parent.method == TEACHER else {"parent": self.run_config(parent)["student"]}
-        return {**shared, "student": {**own, "name": address.student, "steps": self.steps(address), **chain}}
+        return {**shared, "student": {**own, **chain}}
 
     def record_digest(self, address: RunAddress | None) -> str:
         """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
@@ -206,11 +270,27 @@ class Workspace:
         settings = [setting.name for setting in self.settings(address)]
         return digest({**parts, **sampling, "settings": settings, "run": self.run_config(address)})
 
-    def runs(self) -> Iterator[RunAddress]:
-        """Every run of the profile, each teacher before its students."""
-        for seed in self.profile.seeds:
-            for backend in self.profile.backends:
-                yield RunAddress(backend, TEACHER, "default", TEACHER, seed)
-                for config in self.profile.methods:
-                    for student in get_method(config.id).students(config.steps):
-                        yield RunAddress(backend, config.id, config.variant, student, seed)
+    def runs(self) -> list[RunAddress]:
+        """Every run of the profile's methods, each teacher before its students."""
+        teachers = [
+            RunAddress(backend, TEACHER, "default", TEACHER, seed)
+            for seed in self.profile.seeds
+            for backend in self.profile.backends
+        ]
+        return teachers + self._students(self.profile.methods)
+
+    def ablations(self) -> list[RunAddress]:
+        """The runs of the profile's ablations."""
+        return self._students(self.profile.ablations)
+
+    def _students(self, configs: list[MethodConfig]) -> list[RunAddress]:
+        return [
+            RunAddress(backend, config.id, config.variant, student, seed)
+            for config in configs
+            for backend in config.backends or self.profile.backends
+            for student in get_method(config.id).students(config.steps)
+            for seed in self._seeds(config, backend, student)
+        ]
+
+    def _seeds(self, config: MethodConfig, backend: str, student: str) -> list[int]:
+        return [*self.profile.seeds, *config.repeats.get(backend, {}).get(student, [])]  # type: ignore[call-overload]

@@ -81,6 +81,14 @@ class Learner(ABC):
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
 
+    def second_moments(self, name: str) -> Weights:
+        """Adam's v of the gradients of one trained network, as clipped; the bias at zero is corrected."""
+        state = self.state()
+        (turn,) = (turn for turn, spec in self.method.turns.items() if name in spec.trains)
+        correction = np.float32(1 - self.adam.beta2 ** int(state[f"optimiser/{turn}/count"]))
+        prefix = f"optimiser/{turn}/nu/{name}/"
+        return {key.removeprefix(prefix): v / correction for key, v in state.items() if key.startswith(prefix)}
+
 
 class Backend(ABC):
     """One framework."""

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from harness.backends.base import Adam, Backend, Learner, Update, Weights
 from harness.diffusion import Array, Clock
-from harness.method import Batch, Denoiser, Method
+from harness.method import Batch, Denoiser, Method, Networks
 from harness.networks.jax import Transformer
 from harness.networks.transformer import TransformerSpec
 
@@ -53,13 +54,19 @@ def _device(tree: Any) -> Any:
 
 
 class JaxLearner(Learner):
-    """Parameters as flat dicts of arrays; each turn is one compiled function."""
+    """Each network is one vector, which makes the optimiser cheap; a loss sees its parts.
+
+    Each turn is one compiled function.
+    """
 
     def start(self, weights: Mapping[str, Weights]) -> None:
         """Place the networks and make one optimiser state for each turn."""
         self.apply = _apply(self.spec)
-        self.params = {name: _device(weights[name]) for name in self.names}
-        self.averaged = {name: _device(weights[name]) for name in self.averages}
+        vectors, self.parts = {}, {}
+        for name in (*self.names, *self.averages):
+            vectors[name], self.parts[name] = ravel_pytree(_device(weights[name]))
+        self.params = {name: vectors[name] for name in self.names}
+        self.averaged = {name: vectors[name] for name in self.averages}
         self.optimiser = optax.scale_by_adam(b1=self.adam.beta1, b2=self.adam.beta2, eps=self.adam.eps)
         self.moments = {turn: self.optimiser.init(self._split(turn)[0]) for turn in self.method.turns}
         self.compiled = {
@@ -71,13 +78,16 @@ class JaxLearner(Learner):
         trains = self.method.turns[turn].trains
         trained = {name: self.params[name] for name in trains}
         live = {**self.params, **self.averaged}
-        return trained, {name: params for name, params in live.items() if name not in trains}
+        return trained, {name: vector for name, vector in live.items() if name not in trains}
+
+    def _nets(self, vectors: Mapping[str, Array]) -> Networks:
+        return self.nets({name: self.parts[name](vector) for name, vector in vectors.items()})
 
     def _value_and_grad(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch) -> Any:
-        reduced = self.method.reduce(turn, self.nets({**trained, **frozen}), batch, draws, JaxOps())
+        reduced = self.method.reduce(turn, self._nets({**trained, **frozen}), batch, draws, JaxOps())
 
-        def loss(params: Any) -> tuple[Array, dict[str, Array]]:
-            return self.method.loss(turn, self.nets({**params, **frozen}), batch, draws, reduced, JaxOps())
+        def loss(vectors: Any) -> tuple[Array, dict[str, Array]]:
+            return self.method.loss(turn, self._nets({**vectors, **frozen}), batch, draws, reduced, JaxOps())
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
@@ -94,15 +104,13 @@ class JaxLearner(Learner):
         decays: Mapping[str, Array],
     ) -> Any:
         (loss, logs), grads = self._value_and_grad(turn, trained, {**frozen, **averaged}, batch, draws)
-        norms = {name: optax.tree.norm(grad) for name, grad in grads.items()}
+        norms = {name: jnp.linalg.norm(grad) for name, grad in grads.items()}
         total = jnp.sqrt(sum(norm**2 for norm in norms.values()))
         scale = jnp.minimum(self.adam.clip / total, 1.0)
         direction, moments = self.optimiser.update(jax.tree.map(lambda g: g * scale, grads), moments)
         trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
         averaged = {
-            name: jax.tree.map(
-                lambda a, p, d=decays[name]: a + (1 - d) * (p - a), average, trained[self.averages[name].of]
-            )
+            name: average + (1 - decays[name]) * (trained[self.averages[name].of] - average)
             for name, average in averaged.items()
         }
         return trained, moments, averaged, loss, norms, logs
@@ -132,38 +140,43 @@ class JaxLearner(Learner):
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""
         (loss, _), grads = self.compiled_gradients[turn](*self._split(turn), dict(batch), dict(draws))
-        return float(loss), jax.tree.map(np.asarray, grads)
+        return float(loss), {name: self._arrays(name, grad) for name, grad in grads.items()}
+
+    def _arrays(self, name: str, vector: Array) -> Weights:
+        """A vector of one network, by its parameters."""
+        return {key: np.array(part) for key, part in self.parts[name](vector).items()}
 
     def weights(self, name: str) -> Weights:
         """The current parameters of one network or average."""
-        params = self.averaged[name] if name in self.averages else self.params[name]
-        return {key: np.array(value) for key, value in params.items()}
+        return self._arrays(name, self.averaged[name] if name in self.averages else self.params[name])
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
+        groups = {"network": {**self.params, **self.averaged}}
         state: dict[str, np.ndarray] = {}
-        for name, params in {**self.params, **self.averaged}.items():
-            state |= {f"network/{name}/{key}": np.array(value) for key, value in params.items()}
         for turn, moments in self.moments.items():
+            groups |= {f"optimiser/{turn}/mu": moments.mu, f"optimiser/{turn}/nu": moments.nu}
             state[f"optimiser/{turn}/count"] = np.array(moments.count)
-            for moment in ("mu", "nu"):
-                for name, values in getattr(moments, moment).items():
-                    state |= {f"optimiser/{turn}/{moment}/{name}/{key}": np.array(v) for key, v in values.items()}
+        for group, vectors in groups.items():
+            for name, vector in vectors.items():
+                state |= {f"{group}/{name}/{key}": array for key, array in self._arrays(name, vector).items()}
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
 
-        def read(prefix: str, like: Mapping[str, Any]) -> dict[str, Any]:
-            return {key: jnp.array(state[f"{prefix}/{key}"]) for key in like}
+        def read(group: str, like: Mapping[str, Array]) -> dict[str, Array]:
+            keys = {name: self.parts[name](vector) for name, vector in like.items()}
+            arrays = {name: {key: state[f"{group}/{name}/{key}"] for key in keys[name]} for name in like}
+            return {name: ravel_pytree(_device(array))[0] for name, array in arrays.items()}
 
-        self.params = {name: read(f"network/{name}", params) for name, params in self.params.items()}
-        self.averaged = {name: read(f"network/{name}", params) for name, params in self.averaged.items()}
+        self.params = read("network", self.params)
+        self.averaged = read("network", self.averaged)
         for turn, moments in self.moments.items():
             self.moments[turn] = moments._replace(
                 count=jnp.array(state[f"optimiser/{turn}/count"]),
-                mu={name: read(f"optimiser/{turn}/mu/{name}", values) for name, values in moments.mu.items()},
-                nu={name: read(f"optimiser/{turn}/nu/{name}", values) for name, values in moments.nu.items()},
+                mu=read(f"optimiser/{turn}/mu", moments.mu),
+                nu=read(f"optimiser/{turn}/nu", moments.nu),
             )
 
 

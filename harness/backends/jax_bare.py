@@ -1,4 +1,4 @@
-"""Training updates written by hand in JAX: the yardstick of the harness's overhead.
+"""Updates and network calls written by hand in JAX: the yardstick of the harness's overhead.
 
 Nothing here uses the harness but the network module and the cosine clock's definition, which stands here once more.
 """
@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from harness.backends.base import Adam, Weights
+from harness.method import Turn
 from harness.networks.jax import Transformer
 from harness.networks.transformer import TransformerSpec
 
@@ -124,3 +125,35 @@ def updates(
         "auxiliary": lambda: run_match("auxiliary", "student"),
         "student": lambda: run_match("student", "auxiliary"),
     }
+
+
+def passes(
+    spec: TransformerSpec, weights: Weights, images: np.ndarray, labels: np.ndarray
+) -> Callable[[Turn], list[Any]]:
+    """A turn's network calls, bare and each compiled, on one batch: images (batch, channels, size, size), labels.
+
+    The returned function makes as many calls of each kind as its turn counts, waits for them, and gives their results
+    in the order of the turn's fields: v; the gradients of a mean square in the parameters; in the input; v and its
+    derivative along the parameters.
+    """
+    t = (jnp.arange(len(images)) + 0.5) / len(images)
+    arguments = _network(spec, weights), jnp.array(images), t, jnp.array(labels)
+
+    def v(network: Any, z: Array, t: Array, labels: Array) -> Array:
+        return network(z, t, labels)[0]
+
+    def loss(*arguments: Any) -> Array:
+        return (v(*arguments) ** 2).mean()
+
+    def derivative(network: Any, *rest: Array) -> Any:
+        return jax.jvp(lambda net: v(net, *rest), (network,), (network,))
+
+    forward, gradient, jvp = jax.jit(v), jax.jit(jax.grad(loss)), jax.jit(derivative)
+    input_gradient = jax.jit(jax.grad(loss, argnums=1))
+
+    def run(turn: Turn) -> list[Any]:
+        kinds = (forward, turn.forward), (gradient, turn.gradient), (input_gradient, turn.input_gradient)
+        results = [call(*arguments) for call, count in (*kinds, (jvp, turn.jvp)) for _ in range(count)]
+        return jax.block_until_ready(results)
+
+    return run

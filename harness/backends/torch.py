@@ -1,5 +1,6 @@
 """The PyTorch backend: eager execution, autograd, torch.optim.Adam."""
 
+import math
 import resource
 import warnings
 from collections.abc import Callable, Mapping
@@ -42,10 +43,12 @@ def _device() -> torch.device:
 def _apply(spec: TransformerSpec) -> Callable[..., Any]:
     """The network as a function of its parameters; the module only lends its code."""
     module = Transformer(spec).to(_device())
-    buffers = dict(module.named_buffers())
+    names = {name for name, _ in module.named_parameters()}
 
     def apply(params: Mapping[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> Any:
-        return torch.func.functional_call(module, {**params, **buffers}, (z, t, labels), strict=True)
+        if params.keys() != names:  # `strict` would ask the same, but walk through the module at every call
+            raise ValueError(f"parameters that are missing or unknown: {', '.join(sorted(params.keys() ^ names))}")
+        return torch.func.functional_call(module, dict(params), (z, t, labels), tie_weights=False)
 
     return apply
 
@@ -54,113 +57,118 @@ def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array)).to(_device()) for name, array in arrays.items()}
 
 
+def _vector(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[key].ravel() for key in sorted(tensors)])
+
+
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().numpy().copy()
 
 
+def _parts(vector: Tensor, like: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A vector's parts with the names and shapes of `like`, in order of name; they share its memory."""
+    shapes = {key: like[key].shape for key in sorted(like)}
+    pieces = vector.split([math.prod(shape) for shape in shapes.values()])
+    # as `data`: forward mode gives a view, as autograd knows it, a tangent as large as the whole vector
+    return {key: piece.view(shape).data for (key, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+
 class TorchLearner(Learner):
-    """Parameters as leaf tensors; only those that a turn trains require gradients during it."""
+    """Each network is one vector, which makes the optimiser cheap; a loss sees its parts.
+
+    Only the parts that a turn trains require gradients, and only during the backward pass.
+    """
 
     def start(self, weights: Mapping[str, Weights]) -> None:
         """Place the networks and make one optimiser for each turn."""
         self.apply = _apply(self.spec)
-        self.params = {name: _tensors(weights[name]) for name in self.names}
-        self.averaged = {name: _tensors(weights[name]) for name in self.averages}
-        self.optimisers = {}
-        for turn, spec in self.method.turns.items():
-            trained = [self.params[name][key] for name in spec.trains for key in sorted(self.params[name])]
-            self.optimisers[turn] = torch.optim.Adam(
-                trained, lr=0.0, betas=(self.adam.beta1, self.adam.beta2), eps=self.adam.eps, foreach=True
-            )
+        arrays = {name: _tensors(weights[name]) for name in (*self.names, *self.averages)}
+        self.vectors = {name: _vector(tensors) for name, tensors in arrays.items()}
+        self.params = {name: _parts(self.vectors[name], tensors) for name, tensors in arrays.items()}
+        betas, eps = (self.adam.beta1, self.adam.beta2), self.adam.eps
+        self.optimisers = {
+            turn: torch.optim.Adam([self.vectors[n] for n in spec.trains], lr=0.0, betas=betas, eps=eps, fused=True)
+            for turn, spec in self.method.turns.items()
+        }
 
-    def _backward(self, turn: str, batch: Batch, draws: Batch) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    def _backward(self, turn: str, batch: Batch, draws: Batch) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, the method's logs, and the gradient of each trained network as a vector."""
         trains = self.method.turns[turn].trains
-        leaves = [self.params[name][key] for name in trains for key in sorted(self.params[name])]
+        leaves = [part for name in trains for part in self.params[name].values()]
         for leaf in leaves:
             leaf.requires_grad_(True)
-        nets, arrays = self.nets({**self.params, **self.averaged}), (_tensors(batch), _tensors(draws))
+        nets, arrays = self.nets(self.params), (_tensors(batch), _tensors(draws))
         with torch.no_grad():
             reduced = self.method.reduce(turn, nets, *arrays, TorchOps())
         loss, logs = self.method.loss(turn, nets, *arrays, reduced, TorchOps())
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        grads = iter(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
         for leaf in leaves:
             leaf.requires_grad_(False)
-        return loss.detach(), logs, list(grads)
+        return loss.detach(), logs, {name: _vector({key: next(grads) for key in self.params[name]}) for name in trains}
 
     def update(
         self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
     ) -> Update:
         """One optimiser step, with the gradient scaled to the bound on its norm."""
         loss, logs, grads = self._backward(turn, batch, draws)
-        trains, norms, start = self.method.turns[turn].trains, {}, 0
-        for name in trains:
-            end = start + len(self.params[name])
-            norms[name] = torch.nn.utils.get_total_norm(grads[start:end])
-            start = end
-        total = torch.stack(list(norms.values())).square().sum().sqrt()
-        torch._foreach_mul_(grads, torch.clamp(self.adam.clip / total, max=1.0))
+        norms = {name: torch.linalg.vector_norm(grad) for name, grad in grads.items()}
+        scale = torch.clamp(self.adam.clip / torch.linalg.vector_norm(torch.stack(list(norms.values()))), max=1.0)
+        for name, grad in grads.items():
+            self.vectors[name].grad = grad.mul_(scale)
         optimiser = self.optimisers[turn]
-        for leaf, grad in zip(optimiser.param_groups[0]["params"], grads, strict=True):
-            leaf.grad = grad
         optimiser.param_groups[0]["lr"] = learning_rate
         optimiser.step()
         for name, average in self.averages.items():
-            if average.of in trains:
-                keys = sorted(self.params[average.of])
-                live = [self.params[average.of][key] for key in keys]
-                torch._foreach_lerp_([self.averaged[name][key] for key in keys], live, 1 - decays[name])
+            if average.of in grads:
+                self.vectors[name].lerp_(self.vectors[average.of], 1 - decays[name])
         return Update(
             loss.item(), {n: v.item() for n, v in norms.items()}, {n: v.detach().item() for n, v in logs.items()}
         )
 
+    def _arrays(self, name: str, vector: Tensor) -> Weights:
+        """A vector of one network, by its parameters."""
+        return {key: _array(part) for key, part in _parts(vector, self.params[name]).items()}
+
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""
         loss, _, grads = self._backward(turn, batch, draws)
-        names = [(name, key) for name in self.method.turns[turn].trains for key in sorted(self.params[name])]
-        out: dict[str, Weights] = {name: {} for name in self.method.turns[turn].trains}
-        for (name, key), grad in zip(names, grads, strict=True):
-            out[name][key] = _array(grad)
-        return loss.item(), out
+        return loss.item(), {name: self._arrays(name, grad) for name, grad in grads.items()}
 
     def weights(self, name: str) -> Weights:
         """The current parameters of one network or average."""
-        params = self.averaged[name] if name in self.averages else self.params[name]
-        return {key: _array(value) for key, value in params.items()}
-
-    def _moments(self, turn: str) -> list[tuple[str, Tensor]]:
-        """The leaves of a turn's optimiser with their names, in its order."""
-        names = [f"{n}/{key}" for n in self.method.turns[turn].trains for key in sorted(self.params[n])]
-        return list(zip(names, self.optimisers[turn].param_groups[0]["params"], strict=True))
+        return self._arrays(name, self.vectors[name])
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
+        vectors = {f"network/{name}": (name, vector) for name, vector in self.vectors.items()}
         state: dict[str, np.ndarray] = {}
-        for name, params in {**self.params, **self.averaged}.items():
-            state |= {f"network/{name}/{key}": _array(value) for key, value in params.items()}
         for turn, optimiser in self.optimisers.items():
-            for name, leaf in self._moments(turn):
-                moments = optimiser.state.get(leaf)
-                if moments:
-                    state[f"optimiser/{turn}/mu/{name}"] = _array(moments["exp_avg"])
-                    state[f"optimiser/{turn}/nu/{name}"] = _array(moments["exp_avg_sq"])
+            for name in self.method.turns[turn].trains:
+                if moments := optimiser.state.get(self.vectors[name]):
+                    vectors[f"optimiser/{turn}/mu/{name}"] = name, moments["exp_avg"]
+                    vectors[f"optimiser/{turn}/nu/{name}"] = name, moments["exp_avg_sq"]
                     state[f"optimiser/{turn}/count"] = _array(moments["step"])
+        for prefix, (name, vector) in vectors.items():
+            state |= {f"{prefix}/{key}": array for key, array in self._arrays(name, vector).items()}
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
-        tensors = _tensors(state)
-        for name, params in {**self.params, **self.averaged}.items():
-            for key, value in params.items():
-                value.copy_(tensors[f"network/{name}/{key}"])
+
+        def read(prefix: str, name: str) -> Tensor:
+            return _vector(_tensors({key: state[f"{prefix}/{name}/{key}"] for key in self.params[name]}))
+
+        for name, vector in self.vectors.items():
+            vector.copy_(read("network", name))
         for turn, optimiser in self.optimisers.items():
             optimiser.state.clear()  # a turn that the state has not taken yet has no moments there
-            if f"optimiser/{turn}/count" not in tensors:
+            if f"optimiser/{turn}/count" not in state:
                 continue
-            for name, leaf in self._moments(turn):
-                optimiser.state[leaf] = {
-                    "step": tensors[f"optimiser/{turn}/count"].cpu().clone(),
-                    "exp_avg": tensors[f"optimiser/{turn}/mu/{name}"].clone(),
-                    "exp_avg_sq": tensors[f"optimiser/{turn}/nu/{name}"].clone(),
+            for name in self.method.turns[turn].trains:
+                optimiser.state[self.vectors[name]] = {
+                    "step": torch.tensor(state[f"optimiser/{turn}/count"], device=_device()),
+                    "exp_avg": read(f"optimiser/{turn}/mu", name),
+                    "exp_avg_sq": read(f"optimiser/{turn}/nu", name),
                 }
 
 

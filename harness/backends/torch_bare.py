@@ -1,21 +1,28 @@
-"""Training updates written by hand in PyTorch: the yardstick of the harness's overhead, and a second opinion on losses.
+"""Updates and network calls written by hand in PyTorch: the yardstick of the harness's overhead, and of its losses.
 
 Nothing here uses the harness but the network module and the cosine clock's definition, which stands here once more.
 """
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.backends.base import Adam, Weights
+from harness.method import Turn
 from harness.networks.torch import Transformer
 from harness.networks.transformer import TransformerSpec
 
 Update = Callable[[], float]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _levels(t: Tensor, logsnr_max: float = 10.0) -> tuple[Tensor, Tensor]:
@@ -99,9 +106,9 @@ def updates(
     spec: TransformerSpec, weights: Weights, images: np.ndarray, labels: np.ndarray, batch: int, adam: Adam, k: int
 ) -> dict[str, Update]:
     """One hand-written update for each turn: "denoise" (with EMA), "auxiliary" and "student"; each returns its loss."""
-    rate, shape = 1e-4, images.shape[1:]
-    all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
-    model, teacher, student, auxiliary = (make_network(spec, weights) for _ in range(4))
+    rate, shape, device = 1e-4, images.shape[1:], _device()
+    all_images, all_labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    model, teacher, student, auxiliary = (make_network(spec, weights).to(device) for _ in range(4))
     average = copy.deepcopy(model)
     betas = (adam.beta1, adam.beta2)
     optimisers = {
@@ -109,12 +116,18 @@ def updates(
     }
 
     def pick() -> tuple[Tensor, Tensor]:
-        index = torch.randint(len(images), (batch,))
+        index = torch.randint(len(images), (batch,), device=device)
         return all_images[index], all_labels[index]
+
+    def uniform() -> Tensor:
+        return torch.rand(batch, device=device)
+
+    def normal() -> Tensor:
+        return torch.randn(batch, *shape, device=device)
 
     def denoise() -> float:
         x, y = pick()
-        draws = {"t": torch.rand(batch), "eps": torch.randn(batch, *shape), "hide": torch.rand(batch) < 0.1}
+        draws = {"t": uniform(), "eps": normal(), "hide": uniform() < 0.1}
         value = _optimise(model, optimisers[model], teacher_loss(model, x, y, draws), adam, rate)
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 0.001)
@@ -122,10 +135,54 @@ def updates(
 
     def match(turn: int, network: Transformer) -> float:
         x, y = pick()
-        s = torch.rand(batch)
-        draws = {"s": s, "t": (s + torch.rand(batch) / k).clamp(max=1)}
-        draws |= {"eps_t": torch.randn(batch, *shape), "eps_s": torch.randn(batch, *shape)}
+        s = uniform()
+        draws = {"s": s, "t": (s + uniform() / k).clamp(max=1), "eps_t": normal(), "eps_s": normal()}
         loss = matching_losses(teacher, student, auxiliary, x, y, draws)[turn]()
         return _optimise(network, optimisers[network], loss, adam, rate)
 
     return {"denoise": denoise, "auxiliary": lambda: match(0, auxiliary), "student": lambda: match(1, student)}
+
+
+def passes(
+    spec: TransformerSpec, weights: Weights, images: np.ndarray, labels: np.ndarray
+) -> Callable[[Turn], list[Any]]:
+    """A turn's network calls, bare, on one batch: images (batch, channels, size, size) and labels (batch,).
+
+    The returned function makes as many calls of each kind as its turn counts, waits for them, and gives their results
+    in the order of the turn's fields: v; the gradients of a mean square in the parameters; in the input; v and its
+    derivative along the parameters.
+    """
+    device = _device()
+    z, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+    t = (torch.arange(len(z), device=device) + 0.5) / len(z)
+    network = make_network(spec, weights).to(device)
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    leaves, params = list(network.parameters()), dict(frozen.named_parameters())
+
+    def loss(net: Transformer, z: Tensor) -> Tensor:
+        return net(z, t, y)[0].square().mean()
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return frozen(z, t, y)[0]
+
+    def gradient() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(network, z), leaves)
+
+    def input_gradient() -> Tensor:
+        x = z.clone().requires_grad_()
+        return torch.autograd.grad(loss(frozen, x), x)[0]
+
+    def jvp() -> Any:
+        with torch.no_grad(), warnings.catch_warnings():  # of forward mode's own torch.jit.script, at its first use
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            return torch.func.jvp(lambda p: torch.func.functional_call(frozen, p, (z, t, y))[0], (params,), (params,))
+
+    def run(turn: Turn) -> list[Any]:
+        kinds = (forward, turn.forward), (gradient, turn.gradient), (input_gradient, turn.input_gradient)
+        results = [call() for call, count in (*kinds, (jvp, turn.jvp)) for _ in range(count)]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    return run

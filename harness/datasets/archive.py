@@ -1,14 +1,18 @@
 """Named arrays in one npz file, written whole and read without pickle."""
 
 import io
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from harness.errors import UserError
-from harness.files import write_atomic
+from harness.files import open_atomic
 
 
 def save_arrays(path: Path | str, **arrays: np.ndarray | str | int) -> None:
@@ -16,9 +20,8 @@ def save_arrays(path: Path | str, **arrays: np.ndarray | str | int) -> None:
 
     Raises UserError where the file cannot be written.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
-    write_atomic(path, buffer.getvalue())
+    with open_atomic(path) as file:
+        np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
 def load_arrays(path: Path | str, *names: str) -> list[np.ndarray]:
@@ -26,17 +29,38 @@ def load_arrays(path: Path | str, *names: str) -> list[np.ndarray]:
 
     Raises UserError where the file is absent, is not an npz file, is truncated or altered, or lacks one of the names.
     """
+    with _opened(path, names) as members:
+        # The whole member is read first: zipfile compares its checksum only at the member's end.
+        return [np.lib.format.read_array(io.BytesIO(members.read(f"{name}.npy")), allow_pickle=False) for name in names]
+
+
+def map_array(path: Path | str, name: str) -> np.ndarray:
+    """The array `name` of `path` mapped into memory: what is not used is not read, and writes stay in memory.
+
+    Its checksum is not compared. Raises UserError as `load_arrays` does, and for a compressed array.
+    """
+    with _opened(path, (name,)) as members:
+        member = members.getinfo(f"{name}.npy")
+        with members.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            if version != (1, 0) or fortran_order or dtype.hasobject or member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("not as save_arrays writes it")
+            header = file.tell()
+        with open(path, "rb") as whole:
+            whole.seek(member.header_offset + 26)  # in the local header: the lengths of its name and of its extra field
+            header += 30 + sum(struct.unpack("<HH", whole.read(4)))
+        return np.asarray(np.memmap(path, dtype, mode="c", offset=member.header_offset + header, shape=shape))
+
+
+@contextmanager
+def _opened(path: Path | str, names: tuple[str, ...]) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as members:
-            return [_read_array(members, name) for name in names]
+            yield members
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; produce it first, or correct the path") from None
     except KeyError:
         raise UserError(f"{path}: expected the arrays {', '.join(names)}; produce the file anew") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, TokenError, ValueError, OSError, EOFError, NotImplementedError):
         raise UserError(f"{path}: truncated, altered, or not an npz file; delete it and produce it anew") from None
-
-
-def _read_array(members: zipfile.ZipFile, name: str) -> np.ndarray:
-    # The whole member is read first: zipfile compares its checksum only at the member's end.
-    return np.lib.format.read_array(io.BytesIO(members.read(f"{name}.npy")), allow_pickle=False)

@@ -8,9 +8,17 @@ import numpy as np
 from harness.datasets import ImageSet
 from harness.errors import UserError
 from harness.metrics.extractors import Extractor
-from harness.metrics.images import require_uint8, to_uint8
+from harness.metrics.images import require_uint8
 from harness.metrics.reference import Identity, Reference
-from harness.metrics.scores import PROTOCOL, fid, inception_score, kid, nearest_neighbour_distance, precision_recall
+from harness.metrics.scores import (
+    PROTOCOL,
+    class_distance,
+    fid,
+    inception_score,
+    kid,
+    nearest_neighbour_distance,
+    precision_recall,
+)
 from harness.metrics.statistics import Moments
 
 FLOOR_DRAWS = 32
@@ -31,6 +39,7 @@ def metric_identity(
 
 def evaluate_images(
     images: np.ndarray,
+    labels: np.ndarray,
     extractor: Extractor,
     reference_train: Reference,
     reference_heldout: Reference,
@@ -38,12 +47,15 @@ def evaluate_images(
 ) -> dict[str, float]:
     """Score generated `images`, uint8 (n, c, h, w), against the training split; their order does not matter much.
 
-    Returns fid, is, is_std, kid, kid_std, precision, recall (fractions), fid_heldout (FID to the held-out split) and
+    `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std, kid, kid_std, precision,
+    recall (fractions), class_distance (between features within a class), fid_heldout (FID to the held-out split) and
     nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises UserError for another dtype or shape, too few
-    images (below 10), a reference of another extractor, or a value that is not finite.
+    images (below 10, or below 2 of every class), a reference of another extractor, or a value that is not finite.
     """
     require_uint8("images", images, extractor.image_shape)
     require_uint8("train_images", train_images, extractor.image_shape)
+    if labels.shape != images.shape[:1]:
+        raise UserError(f"labels must be ({len(images)},), one for each image, not {labels.shape}")
     for reference in (reference_train, reference_heldout):
         _require_match(extractor, reference)
     generated = extractor.extract(images)
@@ -52,6 +64,7 @@ def evaluate_images(
     scores["is"], scores["is_std"] = inception_score(generated.logits)
     scores["kid"], scores["kid_std"] = kid(generated.features, reference_train.features)
     scores["precision"], scores["recall"] = precision_recall(generated.features, reference_train.features)
+    scores["class_distance"] = class_distance(generated.features, labels)
     scores["fid_heldout"] = fid(moments, reference_heldout.moments)
     scores["nn_distance"] = nearest_neighbour_distance(images, train_images)
     for name, value in scores.items():
@@ -72,20 +85,25 @@ def real_data_floor(
     """Score `n` images drawn with replacement from the training set: what no generator can be expected to beat.
 
     Returns the scores of `evaluate_images`, except that fid is the mean over several draws, because a single draw's
-    varies by a quarter of it; fid_std, their standard deviation; and nn_distance_heldout: the held-out images' mean
-    distance to the training set, which is what nn_distance should be without memorisation. Raises UserError as
-    `evaluate_images` does.
+    varies by a quarter of it, and class_distance that of the training set, because draws with replacement pair images
+    with themselves; fid_std, the deviation over draws; and nn_distance_heldout: the held-out images' mean distance to
+    the training set, which is what nn_distance should be without memorisation. Raises UserError as `evaluate_images`
+    does.
     """
-    train_images = to_uint8(train.images)
+    train_images = train.pixels
     draws = (np.random.Philox(key=seed).random_raw(n * FLOOR_DRAWS) % np.uint64(len(train))).reshape(FLOOR_DRAWS, n)
-    scores = evaluate_images(train_images[draws[0]], extractor, reference_train, reference_heldout, train_images)
+    first, labels = train_images[draws[0]], train.labels[draws[0]]
+    scores = evaluate_images(first, labels, extractor, reference_train, reference_heldout, train_images)
     fids = [
         fid(Moments(extractor.dimension).update(reference_train.features[rows]), reference_train.moments)
         for rows in draws
     ]
-    heldout_distance = nearest_neighbour_distance(to_uint8(heldout.images), train_images)
     fid_of_draws = {"fid": float(np.mean(fids)), "fid_std": float(np.std(fids, ddof=1))}
-    return scores | fid_of_draws | {"nn_distance_heldout": heldout_distance}
+    distances = {
+        "class_distance": class_distance(reference_train.features, train.labels),
+        "nn_distance_heldout": nearest_neighbour_distance(heldout.pixels, train_images),
+    }
+    return scores | fid_of_draws | distances
 
 
 def _require_match(extractor: Extractor, reference: Reference) -> None:

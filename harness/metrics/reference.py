@@ -11,7 +11,7 @@ from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays, save_arrays
 from harness.errors import UserError
 from harness.metrics.extractors import Extractor
-from harness.metrics.images import QUANTISER, to_uint8
+from harness.metrics.images import QUANTISER
 from harness.metrics.statistics import Moments
 
 Identity = dict[str, str | int]
@@ -58,7 +58,7 @@ def reference_identity(image_set: ImageSet, extractor: Extractor) -> Identity:
 
 def build_reference(image_set: ImageSet, extractor: Extractor) -> Reference:
     """Quantise the images and extract their features. Raises UserError where the extractor refuses the images."""
-    features = extractor.extract(to_uint8(image_set.images)).features
+    features = extractor.extract(image_set.pixels).features
     return Reference(features, reference_identity(image_set, extractor))
 
 

@@ -89,6 +89,27 @@ def nearest_neighbour_distance(images: np.ndarray, train_images: np.ndarray) -> 
     return total / len(images) / 127.5
 
 
+def class_distance(features: np.ndarray, labels: np.ndarray) -> float:
+    """Mean Euclidean distance between the features of two images of one class: the diversity within classes.
+
+    Over all pairs of different images, averaged first within each class of `labels` (n,), then over classes, so that
+    sets of any size and any balance of classes compare. A class of one image has no pair and is left out. Raises
+    UserError where no class has two images.
+    """
+    classes = [torch.from_numpy(features[labels == label]) for label in np.unique(labels)]
+    _require_samples("class distance, the largest class", max(map(len, classes), default=0), 2)
+    return float(np.mean([_mean_distance(rows) for rows in classes if len(rows) > 1]))
+
+
+def _mean_distance(rows: torch.Tensor) -> float:
+    # Centred, because squared norms are subtracted: far from zero, near copies would lose their digits.
+    rows = rows - rows.mean(dim=0)
+    total = sum(
+        float(torch.cdist(block, rows, compute_mode="use_mm_for_euclid_dist").sum()) for block in rows.split(500)
+    )
+    return total / (len(rows) * (len(rows) - 1))
+
+
 def _subset(rows: np.ndarray, size: int) -> np.ndarray:
     # Not the first rows: samples may come sorted by class. Raw Philox words are the same in every NumPy version.
     if len(rows) == size:

@@ -1,8 +1,10 @@
-"""Figures against the step count, the training curves, and the one call that draws every figure."""
+"""Figures against the step count and the training compute, and the one call that draws every figure."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,33 +12,47 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from harness.diffusion import Clock
 from harness.files import write_atomic
+from harness.reporting.ablation_figures import ablation_figures
 from harness.reporting.grids import class_grids, comparison_grids
-from harness.reporting.records import frame, load_records, over_seeds
+from harness.reporting.implied_weighting import implied_weighting_figure
+from harness.reporting.records import ALIKE, count, frame, is_ablation, load_records, over_seeds, plain_teachers
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, margin_labels, plain, save, use_style
-from harness.reporting.training_curves import training_curves
+from harness.reporting.training_curves import instant_loss, training_curves
 
 CAPTIONS = "captions.json"
 
 
+IMPLIED_STEPS = (8, 64)  # of students, and of the teacher
+
+
 def write_figures(
-    paths: Sequence[Path | str], folder: Path | str, real_images: Path | str | None = None
+    paths: Sequence[Path | str],
+    folder: Path | str,
+    real_images: Path | str | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Figure]:
     """Draw every figure of the records at `paths` into an existing folder, as PNG and SVG, beside captions.json.
 
     Samples and training logs are looked for beside each record; a figure whose inputs are absent is left out or says
-    what it lacks. `real_images` is the file of a data set (`ImageSet`), whose images stand
-    beside the samples. Returns {name: figure}; raises UserError for inputs that cannot be read.
+    what it lacks. `real_images` is the file of a data set (`ImageSet`), whose images stand beside the samples; the
+    implied weighting is that of sampling on `clock`. Returns {name: figure}; raises UserError for inputs that cannot be
+    read.
     """
     records, folder = load_records(paths), Path(folder)
     use_style()
     means = over_seeds(frame(records))
-    figures = {"fid": fid_figure(means, folder), "memorisation": memorisation_figure(means, folder)}
+    figures = {"fid": fid_figure(means, folder)} | compute_figure(means, folder)
+    figures["memorisation"] = memorisation_figure(means, folder)
     real = Path(real_images) if real_images else None
-    figures |= comparison_grids(records, folder, real) | class_grids(records, folder, real)
-    figures |= training_curves(records, folder)
+    figures |= comparison_grids(records, folder, real) | instant_loss(records, folder)
+    figures |= ablation_figures(records, folder, real)
+    if clock is not None:
+        figures |= implied_weighting_figure(clock, IMPLIED_STEPS, folder)
+    figures |= class_grids(records, folder, real) | training_curves(records, folder)
     captions = {
         name: {"file": figure.path.name, "title": figure.title, "caption": figure.caption}
         for name, figure in figures.items()
@@ -57,12 +73,12 @@ def fid_figure(means: pd.DataFrame, folder: Path) -> Figure:
 
 
 def memorisation_figure(means: pd.DataFrame, folder: Path) -> Figure:
-    """Distance to the nearest training image, every row, against that of held-out real images."""
+    """Distance to the nearest training image against that of held-out real images."""
     ylabel = "distance to the nearest training image\n(mean Euclidean, pixels in [-1, 1])"
     held = means["nn_distance_heldout"].notna().any()
     canvas = against_steps(means, "nn_distance", "nn_distance_heldout", "Held-out real images", ylabel, log=False)
     caption = (
-        "Mean distance from a sample to its nearest training image, for every row. "
+        "Mean distance from a sample to its nearest training image; the axis does not start at zero. "
         + (
             "The dotted line is the distance of held-out real images: samples near it are as new as unseen data, "
             "samples far below it copy the training set, samples far above it are unlike any of it. "
@@ -75,65 +91,127 @@ def memorisation_figure(means: pd.DataFrame, folder: Path) -> Figure:
 
 
 def _reading(means: pd.DataFrame) -> str:
-    text = "Colour: method; line and marker: backend."
+    text = "A panel for each backend, on one scale; colour: method."
     if (means["seeds"] > 1).any():
-        text += " Bars: one standard deviation over seeds."
+        text += " Bars: one standard deviation over training seeds."
+    if is_ablation(means).any():
+        text += " Ablations and guided samples are left out: see their table."
     if means["identity"].nunique() > 1:
-        text += " Each panel is one identity: values of different panels are not comparable."
+        text += " A row of panels for each identity: values of different rows are not comparable."
     return text
 
 
 def against_steps(
     means: pd.DataFrame, metric: str, level: str, level_name: str, ylabel: str, *, log: bool = True
 ) -> Canvas:
-    """Draw `metric` over steps, one panel an identity, and the real-data record's `level` as a dotted line."""
-    blocks = [block for _, block in means.groupby(["profile", "identity", "n_samples"], sort=False)]
-    canvas, axes = plt.subplots(len(blocks), 1, figsize=(5.2, 3.9 * len(blocks)), squeeze=False)
-    canvas.subplots_adjust(hspace=0.35)
-    for ax, block in zip(axes[:, 0], blocks, strict=True):
+    """Draw `metric` over steps, and the real-data record's `level` as a dotted line; ablations are left out.
+
+    One row of panels for each identity, one column for each backend; the last panel of a row names the curves.
+    """
+    means = means[~is_ablation(means)]
+    blocks = [block for _, block in means.groupby(ALIKE, sort=False)]
+    backends = [name for name in dict.fromkeys(means["backend"]) if name != "-"] or ["-"]
+    size = (4.4 * len(backends) + 0.8, 4.2 * len(blocks))
+    canvas, axes = plt.subplots(len(blocks), len(backends), figsize=size, squeeze=False, sharey="row")
+    canvas.subplots_adjust(hspace=0.35, wspace=0.06)
+    for panels, block in zip(axes, blocks, strict=True):
         n = int(block["n_samples"].iloc[0])
-        ax.set_ylabel(ylabel.format(n=f"{n // 1000}k" if n % 1000 == 0 else n))
-        if len(blocks) > 1:
-            ax.set_title(f"{block['profile'].iloc[0]}, identity {str(block['identity'].iloc[0])[:8]}")
-        _panel(ax, block, metric, level, level_name, log=log)
+        panels[0].set_ylabel(ylabel.format(n=count(n)))
+        identity = f", identity {str(block['identity'].iloc[0])[:8]}" if len(blocks) > 1 else ""
+        reference = block.loc[block["method"] == "real-data", level].dropna()
+        entries: list[tuple[float, float, str, str]] = []
+        for ax, backend in zip(panels, backends, strict=True):
+            ax.set_title(f"{backend}{identity}")
+            entries = _panel(ax, block[block["backend"] == backend], metric)
+            if len(reference):
+                ax.axhline(float(reference.mean()), color=REFERENCE, linestyle=":", linewidth=1.4, label=level_name)
+                entries.append((ax.get_xlim()[1], float(reference.mean()), level_name, REFERENCE))
+        if log:
+            log_axis(panels[0])
+        margin_labels(panels[-1], entries)
     return canvas
 
 
-def _panel(ax: Axes, block: pd.DataFrame, metric: str, level: str, level_name: str, *, log: bool) -> None:
-    entries: list[tuple[float, float, str, str]] = []
-    drawn = block[(block["steps"] > 0) & block[metric].notna()]
-    steps = sorted({int(value) for value in drawn["steps"]})
+def _panel(ax: Axes, rows: pd.DataFrame, metric: str) -> list[tuple[float, float, str, str]]:
+    """Draw the curves of one backend; returns where each ends, its label and its colour, for the margin."""
+    rows = rows[(rows["steps"] > 0) & rows[metric].notna()]
+    steps = sorted({int(value) for value in rows["steps"]}) or [1]
     ax.set_xscale("log", base=2)
-    for label, rows in drawn.groupby("label", sort=False):
-        tint = colour(str(rows["method"].iloc[0]), str(rows["sampler"].iloc[0]))
-        ends = []
-        for backend, points in rows.groupby("backend", sort=False):
-            points = points.sort_values("steps")
-            x, y = points["steps"].to_numpy(float), points[metric].to_numpy(float)
-            sd = points[f"{metric}_sd"].fillna(0).to_numpy(float)
-            ax.plot(x, y, color=tint, label=f"{label} ({backend})", markersize=4.5, **line(str(backend)))
-            if sd.any():
-                ax.errorbar(x, y, np.minimum(sd, 0.99 * y), fmt="none", ecolor=tint, elinewidth=0.9, capsize=2)
-            ends.append((x[-1], y[-1]))
-        x_end = max(x for x, _ in ends)
-        y_end = float(np.exp(np.mean([np.log(y) for x, y in ends if x == x_end])))
-        entries.append((x_end, y_end, str(label), tint))
-    reference = block.loc[block["method"] == "real-data", level].dropna()
-    if len(reference):
-        ax.axhline(float(reference.mean()), color=REFERENCE, linestyle=":", linewidth=1.4, label=level_name)
-    if steps:
-        ax.set_xlim(steps[0] / 1.25, steps[-1] * 1.25)
-        ax.xaxis.set_major_locator(FixedLocator(steps))
+    ax.set_xlim(steps[0] / 1.25, steps[-1] * 1.25)
+    ax.xaxis.set_major_locator(FixedLocator(steps))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(plain))
-    if log:
-        log_axis(ax)
-    else:
-        ax.set_ylim(bottom=0)
     ax.set_xlabel("sampling steps (logarithmic)")
-    if len(reference):
-        entries.append((ax.get_xlim()[1], float(reference.mean()), level_name, REFERENCE))
-    margin_labels(ax, entries)
-    backends = list(dict.fromkeys(drawn["backend"]))
-    handles = [Line2D([], [], color=REFERENCE, markersize=4.5, label=name, **line(name)) for name in backends]
-    ax.legend(handles=handles, loc="best", handlelength=3)
+    entries = []
+    for label, points in rows.groupby("label", sort=False):
+        points = points.sort_values("steps")
+        x, y = points["steps"].to_numpy(float), points[metric].to_numpy(float)
+        tint = colour(str(points["method"].iloc[0]), str(points["sampler"].iloc[0]))
+        ax.plot(x, y, "o-", color=tint, label=str(label), markersize=4)
+        _spread(ax, x, points, metric, tint)
+        # A line to a lone point at one step would cross the panel and look like a curve.
+        entries.append((x[-1] if len(x) > 1 else ax.get_xlim()[1], y[-1], str(label), tint))
+    return entries
+
+
+def _spread(ax: Axes, x: np.ndarray, points: pd.DataFrame, metric: str, tint: str) -> None:
+    """Bars of one standard deviation over seeds, where there are several."""
+    y, sd = points[metric].to_numpy(float), points[f"{metric}_sd"].to_numpy(float)
+    known = ~np.isnan(sd)
+    if known.any():
+        bars = np.minimum(sd, 0.99 * y)[known]  # they stay above zero on a logarithmic axis
+        ax.errorbar(x[known], y[known], bars, fmt="none", ecolor=tint, elinewidth=0.9, capsize=2)
+
+
+def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
+    """FID against the network passes of training, a panel for each step count, as `compute`; no students, no figure."""
+    means = means[~is_ablation(means)]
+    students = means[~means["method"].isin(["teacher", "real-data"]) & (means["train_passes"] > 0)]
+    panels: list[tuple[Any, pd.DataFrame]] = list(students.groupby([*ALIKE, "steps"], sort=False))
+    if not panels:
+        return {}
+    panels.sort(key=lambda panel: -panel[0][-1])
+    teachers = dict(list(plain_teachers(means).groupby([*ALIKE, "steps"])))
+    n_rows = math.ceil(len(panels) / 2)
+    canvas, axes = plt.subplots(n_rows, 2, figsize=(8.4, 3.1 * n_rows), squeeze=False, sharex=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax, (key, rows) in zip(axes.flat, panels, strict=False):
+        identity = f", identity {key[1][:8]}" if means["identity"].nunique() > 1 else ""
+        ax.set_title(f"k = {key[-1]}{identity}")
+        for row in rows.to_dict("records"):
+            style = line(row["backend"]) | {"linestyle": "", "color": colour(row["method"]), "markersize": 6}
+            ax.plot(row["train_passes"], row["fid"], **style)
+            _spread(ax, np.array([row["train_passes"]]), pd.DataFrame([row]), "fid", colour(row["method"]))
+        for row in teachers.get(key, means[:0]).to_dict("records"):
+            ax.axhline(row["fid"], color=colour("teacher"), linewidth=0.9, linestyle=line(row["backend"])["linestyle"])
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(ax)
+        ax.set_ylabel("FID (lower is better)")
+        ax.xaxis.set_tick_params(labelbottom=True)
+    for ax in axes[-1]:
+        ax.set_xlabel("network passes of training (logarithmic)")
+    canvas.tight_layout()
+    canvas.legend(handles=_keys(students, teachers), loc="center left", bbox_to_anchor=(1, 0.5))
+    caption = (
+        "FID against the network passes of training, both axes logarithmic: a panel for each number of sampling steps, "
+        "a point for each student (colour: method; marker: backend). A forward pass counts one and a backward pass "
+        "two; a chain of students counts all its stages, and pairs count that the teacher made for a student; one "
+        "student that serves several step counts stands with all its passes in each panel; the teacher's training is "
+        "not counted. Horizontal lines: the teacher's ancestral sampling with as many steps. Lower left is better."
+    )
+    return {"compute": Figure(save(canvas, folder, "compute"), "FID against training compute", caption)}
+
+
+def _keys(students: pd.DataFrame, teachers: dict[Any, pd.DataFrame]) -> list[Line2D]:
+    """The legend: methods by colour, backends by marker, the teacher's line."""
+    methods = {str(row["label"]): colour(row["method"]) for row in students.to_dict("records")}
+    keys = [Line2D([], [], color=tint, marker="o", linestyle="", label=label) for label, tint in methods.items()]
+    for name in dict.fromkeys(students["backend"]):
+        keys.append(Line2D([], [], color=REFERENCE, label=name, **line(name)))
+    if teachers:
+        keys.append(Line2D([], [], color=colour("teacher"), linewidth=0.9, label="teacher, as many steps"))
+    return keys

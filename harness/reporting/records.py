@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
 
+DASH = "\N{EN DASH}"
 SAMPLERS = {"ancestral": "ancestral", "ddim": "DDIM", "renoise": "re-noise"}
 FIRST_METHODS = ["real-data", "teacher", "moment-matching/alternating", "moment-matching/instant"]
 FIRST_BACKENDS = ["-", "torch", "jax"]
@@ -49,7 +50,11 @@ class Row(BaseModel):
 
 
 class Extra(BaseModel):
-    """Measurements beside main.csv; `nn_distance_heldout` is given by the real-data floor alone."""
+    """Measurements beside main.csv.
+
+    `nn_distance_heldout` is given by the real-data floor alone, `class_distance` (mean distance between features of
+    one class) by records that measured it.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -58,6 +63,7 @@ class Extra(BaseModel):
     fid_heldout: float | None
     nn_distance: float | None
     nn_distance_heldout: float | None = None
+    class_distance: float | None = None
 
 
 class Record(BaseModel):
@@ -88,9 +94,12 @@ class Record(BaseModel):
 
 
 COLUMNS = [field.alias or name for name, field in Row.model_fields.items()]
-# Averaged over seeds.
+# Averaged over seeds: metrics with their spread, costs without.
 METRICS = ["fid", "is", "kid", "precision", "recall", "fid_heldout", "nn_distance", "nn_distance_heldout"]
-METRICS += ["images_per_second"]
+METRICS += ["class_distance", "images_per_second"]
+COSTS = ["updates", "train_passes", "train_seconds", "peak_memory_mb"]
+# Rows may be compared where these agree.
+ALIKE = ["profile", "identity", "n_samples"]
 # What tells two records apart, the seed excepted.
 SETTING = ["profile", "n_samples", "identity", "convention", "backend", "method", "variant", "sampler", "guidance"]
 SETTING += ["steps", "nfe", "params"]
@@ -134,7 +143,8 @@ def _rank(value: str, first: list[str]) -> tuple[int, str]:
 def _order(row: Row) -> tuple[Any, ...]:
     method, backend = _rank(row.method, FIRST_METHODS), _rank(row.backend, FIRST_BACKENDS)
     numbers = (row.guidance or 0.0, row.steps, -1 if row.seed is None else row.seed)
-    return (row.profile, method, row.variant, backend, row.sampler, *numbers, row.convention, row.identity)
+    variant = _rank(row.variant, ["-", "default"])
+    return (row.profile, method, variant, backend, row.sampler, *numbers, row.convention, row.identity)
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -157,11 +167,13 @@ def _series(values: list[Any]) -> "pd.Series[Any]":
 def labels(table: pd.DataFrame) -> list[str]:
     """What a reader calls each row: method, and whatever sets it apart from its method's other rows."""
     rows = table.to_dict("records")
-    samplers = {row["method"]: {other["sampler"] for other in rows if other["method"] == row["method"]} for row in rows}
+    samplers: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        samplers.setdefault((row["method"], row["variant"]), set()).add(row["sampler"])
     names = []
     for row in rows:
         name = method_name(row["method"])
-        if len(samplers[row["method"]]) > 1:
+        if len(samplers[row["method"], row["variant"]]) > 1:
             name += f", {SAMPLERS.get(row['sampler'], row['sampler'])}"
         if row["variant"] not in ("default", "-"):
             name += f" [{row['variant']}]"
@@ -171,20 +183,42 @@ def labels(table: pd.DataFrame) -> list[str]:
     return names
 
 
+def is_ablation(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows of `frame` are ablations: variants of a method, and guided samples."""
+    return ~table["variant"].isin(["default", "-"]) | (table["guidance"].fillna(0) != 0)
+
+
+def plain_teachers(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the teacher's ancestral sampling without guidance."""
+    return table[(table["method"] == "teacher") & (table["sampler"] == "ancestral") & ~is_ablation(table)]
+
+
 def method_name(method: str) -> str:
     """`moment-matching/alternating` as a reader writes it."""
     if method.startswith("dmd"):
         return method.upper()
+    if method == "diff-instruct":
+        return "Diff-Instruct"
     text = method.replace("/", ", ").replace("-", " ")
     return text[:1].upper() + text[1:]
 
 
+def count(value: Any) -> str:
+    """A count with three digits: 740, 10k, 152k, 1.5M; a dash for none."""
+    if pd.isna(value) or not value:
+        return DASH
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.0f}"
+
+
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the metrics of `frame` over seeds: means, `<metric>_sd` (ddof 1, NaN for one seed) and `seeds`."""
-    numeric = table.astype({name: "float64" for name in METRICS})
+    """Average `frame` over seeds: metrics and costs, `<metric>_sd` (ddof 1, NaN for one seed) and `seeds`."""
+    numeric = table.astype({name: "float64" for name in METRICS + COSTS})
     groups = numeric.groupby([*SETTING, "label"], dropna=False, sort=False)
-    parts = [groups[METRICS].mean(), groups[METRICS].std(ddof=1).add_suffix("_sd"), groups.size().rename("seeds")]
-    return pd.concat(parts, axis=1).reset_index()
+    spread = groups[METRICS].std(ddof=1).add_suffix("_sd")
+    return pd.concat([groups[METRICS + COSTS].mean(), spread, groups.size().rename("seeds")], axis=1).reset_index()
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

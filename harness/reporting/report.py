@@ -10,33 +10,58 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.reporting.claims import NOTE, read_claims
+from harness.reporting.claims_evidence import Verdict
 from harness.reporting.figures import CAPTIONS
-from harness.reporting.records import Record, flatten, frame, load_records, method_name, over_seeds
-from harness.reporting.tables import DASH, TIMES, layout, templates
+from harness.reporting.records import (
+    ALIKE,
+    DASH,
+    Record,
+    flatten,
+    frame,
+    is_ablation,
+    load_records,
+    method_name,
+    over_seeds,
+    plain_teachers,
+)
+from harness.reporting.tables import TIMES, layout, templates
 
+DETAILS = ("samples-", "training-")  # figures of one method each, folded away
 MANY = 4  # more different values than these are counted, not listed
 
 
 def write_report(
-    paths: Sequence[Path | str], figures: Path | str, path: Path | str, extractor: Path | None = None
+    paths: Sequence[Path | str],
+    figures: Path | str,
+    path: Path | str,
+    extractor: Path | None = None,
+    claims: Path | None = None,
 ) -> None:
     """Write the report of the records at `paths` and of the folder that `write_figures` filled to the file `path`.
 
-    `extractor` is the JSON file of the validated extractor, whose held-out accuracy is shown where it is given.
-    Raises UserError for a record or figure that cannot be read and for a file that cannot be written.
+    `extractor` is the JSON file of the validated extractor, whose held-out accuracy is shown where it is given;
+    `claims` is claims.csv. Raises UserError for a record, figure or file of claims that cannot be read and for a file
+    that cannot be written.
     """
     records = load_records(paths)
     table = frame(records)
     means = over_seeds(table)
     page = templates().get_template("report.html.jinja")
+    drawn = _embedded(Path(figures))
+    judged = read_claims(claims) if claims else []
     content = page.render(
+        claims=judged,
+        verdicts=[(verdict.value, sum(claim.verdict == verdict for claim in judged)) for verdict in Verdict],
+        claims_note=NOTE,
         profiles=", ".join(dict.fromkeys(table["profile"])),
         backends=", ".join(name for name in dict.fromkeys(table["backend"]) if name != "-"),
         records=len(records),
         tiles=_tiles(means) + _accuracy(extractor),
         ratios=_by_steps(teacher_ratios(means), "ratio", "{:.2f}".format),
         blocks=layout(records),
-        figures=_embedded(Path(figures)),
+        figures=[figure for figure in drawn if not figure["file"].startswith(DETAILS)],
+        details=[figure for figure in drawn if figure["file"].startswith(DETAILS)],
         cost=_cost(records),
         throughput=_by_steps(means[means["method"] != "real-data"], "images_per_second", _number),
         provenance=_provenance(records),
@@ -64,22 +89,16 @@ def teacher_ratios(means: pd.DataFrame) -> pd.DataFrame:
 
     Both share profile, identity, sample count, convention and backend; a student without such a teacher is left out.
     """
-    alike = ["profile", "identity", "n_samples", "convention", "backend", "steps"]
+    alike = [*ALIKE, "convention", "backend", "steps"]
     students = means[~means["method"].isin(["teacher", "real-data"])]
-    merged = students.merge(_plain_teachers(means), on=alike, suffixes=("", "_teacher"), validate="many_to_one")
+    merged = students.merge(plain_teachers(means), on=alike, suffixes=("", "_teacher"), validate="many_to_one")
     return merged.assign(ratio=merged["fid"] / merged["fid_teacher"])
-
-
-def _plain_teachers(means: pd.DataFrame) -> pd.DataFrame:
-    plain = (means["variant"] == "default") & (means["guidance"].fillna(0) == 0)
-    return means[(means["method"] == "teacher") & (means["sampler"] == "ancestral") & plain]
 
 
 def teacher_over_floor(means: pd.DataFrame) -> pd.DataFrame:
     """FID of each backend's teacher with its most ancestral steps over the real-data floor, as column `ratio`."""
-    alike = ["profile", "identity", "n_samples"]
-    most = _plain_teachers(means).sort_values("steps").groupby([*alike, "backend"], sort=False).tail(1)
-    merged = most.merge(means[means["method"] == "real-data"], on=alike, suffixes=("", "_floor"))
+    most = plain_teachers(means).sort_values("steps").groupby([*ALIKE, "backend"], sort=False).tail(1)
+    merged = most.merge(means[means["method"] == "real-data"], on=ALIKE, suffixes=("", "_floor"))
     return merged.assign(ratio=merged["fid"] / merged["fid_floor"])
 
 
@@ -89,7 +108,7 @@ def _tiles(means: pd.DataFrame) -> list[dict[str, str]]:
     for row in teacher_over_floor(means).sort_values("backend", ascending=False).itertuples():
         name = f"teacher with {row.steps} steps, FID over the floor ({row.backend})"
         tiles.append({"value": f"{row.ratio:.2f}{TIMES}", "name": name})
-    ratios = teacher_ratios(means)
+    ratios = teacher_ratios(means[~is_ablation(means)])
     if len(ratios):
         best = ratios.sort_values("ratio").to_dict("records")[0]
         which = f"{best['label']}, k = {best['steps']}, {best['backend']}"

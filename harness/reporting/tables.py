@@ -1,22 +1,31 @@
 """The main table: exact as CSV, and laid out like table 1 of the paper as Markdown, LaTeX and HTML.
 
-Rows of one identity form a block. The best value of each NFE group is bold, among rows of one identity and one
-reporting convention alone; blocks are never ranked against each other.
+Rows of one identity form a block, and its ablations another one beside the rows that they vary. The best value of each
+NFE group is bold, among rows of one block, backend and reporting convention alone.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
 
 from harness.files import write_atomic
-from harness.reporting.records import COLUMNS, Record, flatten, frame, load_records, over_seeds
+from harness.reporting.records import (
+    ALIKE,
+    COLUMNS,
+    DASH,
+    Record,
+    count,
+    flatten,
+    frame,
+    is_ablation,
+    load_records,
+    over_seeds,
+)
 
-DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -40,7 +49,7 @@ METRIC_COLUMNS = [
     Metric("fid_heldout", "FID-{n} held-out ↓", "min"),
     Metric("nn_distance", "NN distance", decimals=3),
 ]
-LEAD_COLUMNS = ["Method", "Backend", "# params", "NFE"]
+COST_COLUMNS = {"updates": "Updates", "train_passes": "Training passes", "peak_memory_mb": "Peak memory, MB"}
 
 
 @dataclass(frozen=True)
@@ -87,33 +96,49 @@ def templates() -> jinja2.Environment:
 
 
 def layout(records: Sequence[Record]) -> list[Block]:
-    """One block for each identity, its rows ordered by NFE, its values formatted and its best ones marked."""
+    """One block for each identity and one for its ablations, rows by NFE, values formatted, the best ones marked."""
     means = over_seeds(frame(records))
     identities = {record.row.identity: flatten(record.identity) for record in records}
-    blocks = [group for _, group in means.groupby(["profile", "identity", "n_samples"], sort=False)]
-    return [_block(group, identities, len(blocks) > 1) for group in blocks]
+    alike = [group for _, group in means.groupby(ALIKE, sort=False)]
+    return [
+        _block(rows, identities, several=len(alike) > 1, title=title)
+        for group in alike
+        for title, rows in (("", group[~is_ablation(group)]), ("Ablations. ", _ablations(group)))
+        if len(rows)
+    ]
 
 
-def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], several: bool) -> Block:
+def _ablations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Variants and guided samples, each with the default rows of its method, backend and step count."""
+    varied = is_ablation(rows)
+    key = ["method", "backend", "steps"]
+    beside = rows[key].apply(tuple, axis=1).isin(rows.loc[varied, key].apply(tuple, axis=1))
+    return rows[beside]
+
+
+def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], *, several: bool, title: str) -> Block:
     order = {label: place for place, label in enumerate(dict.fromkeys(rows["label"]))}
     rows = rows.assign(place=rows["label"].map(order))
     rows = rows.sort_values(["nfe", "place"], kind="stable").reset_index(drop=True)
     columns = [metric for metric in METRIC_COLUMNS if rows[metric.key].notna().any()]
-    rendered = {metric.key: _cells(rows, metric) for metric in columns}
-    lines = [
-        [
-            Cell(row["label"]),
-            Cell(row["backend"].replace("-", DASH)),
-            Cell(_count(row["params"])),
-            Cell(str(row["nfe"] or DASH)),
-        ]
-        + [rendered[metric.key][i] for metric in columns]
-        for i, row in enumerate(rows.to_dict("records"))
-    ]
-    groups = [[lines[i] for i in indices] for indices in rows.groupby("nfe", sort=True).indices.values()]
     n = int(rows["n_samples"].iloc[0])
-    header = LEAD_COLUMNS + [metric.header.format(n=_count(n)) for metric in columns]
-    return Block(_caption(rows, identities, n), _note(rows, identities) if several else "", header, groups)
+    rendered = {
+        "Method": [Cell(label) for label in rows["label"]],
+        "Backend": [Cell(backend.replace("-", DASH)) for backend in rows["backend"]],
+        "# params": [Cell(count(value)) for value in rows["params"]],
+        "NFE": [Cell(str(nfe or DASH)) for nfe in rows["nfe"]],
+    }
+    if (rows["seeds"] > 1).any():
+        rendered["Seeds"] = [
+            Cell(str(seeds) if backend != "-" else DASH)
+            for seeds, backend in zip(rows["seeds"], rows["backend"], strict=True)
+        ]
+    rendered |= {metric.header.format(n=count(n)): _cells(rows, metric) for metric in columns}
+    rendered |= {header: [Cell(count(value)) for value in rows[key]] for key, header in COST_COLUMNS.items()}
+    lines = [list(line) for line in zip(*rendered.values(), strict=True)]
+    groups = [[lines[i] for i in indices] for indices in rows.groupby("nfe", sort=True).indices.values()]
+    caption = title + _caption(rows, identities, n)
+    return Block(caption, _note(rows, identities) if several else "", list(rendered), groups)
 
 
 def _cells(rows: pd.DataFrame, metric: Metric) -> list[Cell]:
@@ -135,26 +160,20 @@ def _cells(rows: pd.DataFrame, metric: Metric) -> list[Cell]:
     return [Cell(*cell) for cell in zip((a + b for a, b in zip(texts, spread, strict=True)), bold, strict=True)]
 
 
-def _count(value: Any) -> str:
-    """A count with three digits: 10k, 152k, 1.5M; a dash for none."""
-    if pd.isna(value) or not value:
-        return DASH
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{letter}"
-    return str(value)
-
-
 def _caption(rows: pd.DataFrame, identities: dict[str, dict[str, str]], n: int) -> str:
     identity = str(rows["identity"].iloc[0])
     parts = [f"{key} {value}" for key, value in identities[identity].items() if key.startswith("extractor")]
-    seeds = "; mean ± standard deviation over seeds where there are several" if (rows["seeds"] > 1).any() else ""
+    most = int(rows["seeds"].max())
+    seeds = f"; mean ± standard deviation over training seeds where there are several (at most {most})"
+    conventions = ", ".join(sorted(set(rows["convention"]))) + (seeds if most > 1 else "")
     return (
         f"Profile {rows['profile'].iloc[0]}: {n:,} samples a row; {', '.join(parts) or 'extractor not named'}; "
-        f"identity {identity[:12]}; reporting convention: {', '.join(sorted(set(rows['convention'])))}{seeds}. "
+        f"identity {identity[:12]}; reporting convention: {conventions}. "
         "Bold: the best of each NFE group on one backend, among rows of this identity and one convention. "
         "KID is unbiased, so values about zero may be negative. "
-        "NN distance: mean Euclidean distance from a sample to its nearest training image, pixels in [-1, 1]."
+        "NN distance: mean Euclidean distance from a sample to its nearest training image, pixels in [-1, 1]. "
+        "Updates, network passes (a backward pass counts two; all stages of a chain of students count, and pairs that "
+        "the teacher made for it) and peak memory are those of training."
     )
 
 
@@ -170,17 +189,19 @@ def markdown(blocks: Sequence[Block]) -> str:
     """Blocks as GitHub tables, each with its caption below."""
     lines = []
     for block in blocks:
-        lines += [f"> {_md(block.note)}", ""] if block.note else []
-        lines += ["| " + " | ".join(_md(name) for name in block.header) + " |"]
+        lines += [f"> {escape_markdown(block.note)}", ""] if block.note else []
+        lines += ["| " + " | ".join(escape_markdown(name) for name in block.header) + " |"]
         lines += ["|" + "|".join(" --- " if i < 2 else " ---: " for i in range(len(block.header))) + "|"]
         for row in (row for group in block.groups for row in group):
-            lines.append("| " + " | ".join(f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in row) + " |")
-        lines += ["", f"*{_md(block.caption)}*", ""]
+            cells = [f"**{escape_markdown(c.text)}**" if c.bold else escape_markdown(c.text) for c in row]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", f"*{escape_markdown(block.caption)}*", ""]
     return "\n".join(lines)
 
 
-def _md(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\|*_`<[" else character for character in text)
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table."""
+    return "".join(f"\\{character}" if character in "\\|*_`<[~" else character for character in text)
 
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {

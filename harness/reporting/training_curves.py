@@ -1,4 +1,4 @@
-"""Training curves: loss, gradient norm and learning rate over updates, one figure a method."""
+"""Training curves: loss, gradient norm and learning rate over updates, one figure a method; the instant loss alone."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from harness.reporting.records import Record, method_name
 from harness.reporting.style import LINES, REFERENCE, Figure, colour, log_axis, plain, save, slug
 
 # Turns whose loss is an inner product of either sign: its level does not measure progress (algorithm 2).
-SIGNLESS = {("moment-matching/alternating", "student")}
+SIGNLESS = {(name, "student") for name in ("moment-matching/alternating", "diff-instruct", "dmd", "dmd2")}
+INSTANT = ("moment-matching/instant", "student")  # the turn whose loss is equation 9's, and falls to zero
 WINDOWS = 40  # the running mean spans 1/40 of a curve
+SMOOTH = 16  # and 1/16 of an instant loss, whose single estimates scatter more
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -26,13 +28,69 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_text().splitlines(), start=1):
         try:
             update = json.loads(text)
-            missing = {"update", "turn", "loss", "learning_rate", "gradient_norm"} - set(update)
+            missing = {"update", "turn", "loss", "mean_loss", "learning_rate", "gradient_norm"} - set(update)
         except (ValueError, TypeError):
             raise UserError(f"{path}: line {number} is not a JSON object; train again, or remove the file") from None
         if missing:
             raise UserError(f"{path}: line {number} lacks {sorted(missing)[0]!r}; train again, or remove the file")
         updates.append(update)
     return updates
+
+
+def instant_curves(records: Sequence[Record]) -> dict[str, tuple[Record, np.ndarray, np.ndarray]]:
+    """By a readable name, each default instant run that left a log: a record, updates (n,) and equation-9 loss (n,).
+
+    The loss is the mean over the updates since the line before, where the log has it: a single one scatters too much.
+    """
+    method, turn = INSTANT
+    curves = {}
+    for record in records:
+        if (record.row.method, record.row.variant) == (method, "default") and record.log.exists():
+            name = f"{_student(record.student)}, {record.row.backend}, seed {record.row.seed}"
+            updates = [update for update in read_log(record.log) if update["turn"] == turn]
+            x = np.array([update["update"] for update in updates], float)
+            curves[name] = (record, x, np.array([update["mean_loss"] for update in updates], float))
+    return curves
+
+
+def running_mean(x: np.ndarray, y: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of every `window` neighbours of y, each at the middle of their x: two arrays (n - window + 1,)."""
+    mean = np.convolve(y, np.full(window, 1 / window), mode="valid")
+    return x[window // 2 :][: len(mean)], mean
+
+
+def instant_loss(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
+    """The loss of equation 9 over the training of every instant student, as `instant-loss`; no logs, no figure."""
+    curves = instant_curves(records)
+    if not curves:
+        return {}
+    students = sorted({record.student for record, _, _ in curves.values()}, key=lambda name: (len(name), name))
+    tints = dict(zip(students, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(students))), strict=True))
+    backends = list(dict.fromkeys(record.row.backend for record, _, _ in curves.values()))
+    canvas, axes = plt.subplots(1, len(backends), figsize=(4.4 * len(backends), 3.6), squeeze=False, sharey=True)
+    canvas.subplots_adjust(wspace=0.08)
+    for record, x, y in curves.values():
+        ax, tint = axes[0, backends.index(record.row.backend)], tints[record.student]
+        ax.plot(x, y, ".", color=tint, alpha=0.2, markersize=2, rasterized=True)
+        ax.plot(*running_mean(x, y, max(1, len(y) // SMOOTH)), color=tint, linewidth=1.4)
+    # Linear about zero, as far as the last values scatter there; logarithmic above.
+    last = np.concatenate([y[-max(1, len(y) // 10) :] for _, _, y in curves.values()])
+    axes[0, 0].set_yscale("symlog", linthresh=float(np.median(np.abs(last))) or 1.0)
+    for ax, backend in zip(axes[0], backends, strict=True):
+        ax.axhline(0, color=REFERENCE, linewidth=0.8)
+        ax.yaxis.set_major_formatter(FuncFormatter(plain))
+        ax.set_title(backend)
+        ax.set_xlabel("update")
+    axes[0, 0].set_ylabel("loss of equation 9")
+    handles = [Line2D([], [], color=tints[name], label=_student(name)) for name in students]
+    canvas.legend(handles=handles, loc="center left", bbox_to_anchor=(0.92, 0.5))
+    caption = (
+        "The loss of equation 9, which falls to zero as the student's moments approach the teacher's. Dots: its "
+        "unbiased two-batch estimate as logged, of either sign where the loss is small; lines: running "
+        f"mean over 1/{SMOOTH} of the run, one for each seed. The axis is linear about zero and logarithmic above, so "
+        "that an exponential decay is a straight line until it meets the scatter about zero."
+    )
+    return {"instant-loss": Figure(save(canvas, folder, "instant-loss"), "Instant moment matching: the loss", caption)}
 
 
 def training_curves(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
@@ -98,8 +156,8 @@ def _caption(method: str, rows: list[tuple[str, str]], students: list[str], abse
     text += "line: backend. Faint: every logged update; bold: running mean over 1/40 of the run. "
     if any((method, turn) in SIGNLESS for turn, _ in rows):
         text += (
-            "The student's loss is an inner product with no fixed sign (symmetric logarithmic axis): neither its sign "
-            "nor its level says how good the student is; look for bursts in it, not for a trend. "
+            "The student's loss holds an inner product with no fixed sign (symmetric logarithmic axis): neither its "
+            "sign nor its level says how good the student is; look for bursts in it, not for a trend. "
         )
     return text + (f"{absent} run(s) left no training log and are not drawn." if absent else "")
 
@@ -115,8 +173,7 @@ def _curve(ax: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any], *, fai
         return
     # Rasterised: tens of thousands of points would make the SVG megabytes large.
     ax.plot(x, y, linewidth=0.5, alpha=faint, rasterized=True, **style | {"linestyle": "-"})
-    mean = np.convolve(y, np.full(window, 1 / window), mode="valid")
-    ax.plot(x[window // 2 :][: len(mean)], mean, linewidth=1.4, **style)
+    ax.plot(*running_mean(x, y, window), linewidth=1.4, **style)
 
 
 def _scale(ax: Axes) -> None:
@@ -126,4 +183,5 @@ def _scale(ax: Axes) -> None:
         return
     # Linear where nine of ten values lie, so that logarithmic ticks crowd around zero for bursts alone.
     ax.set_yscale("symlog", linthresh=float(np.quantile(np.abs(values), 0.9)) or 1.0)
+    ax.yaxis.set_major_formatter(FuncFormatter(plain))
     ax.axhline(0, color=REFERENCE, linewidth=0.8)

@@ -11,7 +11,6 @@ from harness.errors import UserError
 from harness.files import write_atomic
 from harness.metrics.evaluate import evaluate_images, metric_identity
 from harness.metrics.extractors import Extractor, load_extractor
-from harness.metrics.images import to_uint8
 from harness.metrics.reference import Reference
 from harness.provenance import run_record
 from harness.samplers import LABEL_POLICY, nfe
@@ -34,19 +33,28 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     provenance |= {"training": training["provenance"], "sampling": sampling["provenance"]}
     if method == TEACHER:
         provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
+    cost = training_cost(workspace, address)
     extractor = load_extractor(workspace.profile.extractor)
     train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
-    train_images = to_uint8(ImageSet.load(workspace.data("train")).images)
+    train_images = ImageSet.load(workspace.data("train")).pixels
     for setting in workspace.settings(address):
-        (images,) = load_arrays(folder / f"samples-{setting.name}.npz", "images")
-        scores = evaluate_images(images, extractor, train, heldout, train_images)
+        images, labels = load_arrays(folder / f"samples-{setting.name}.npz", "images", "labels")
+        scores = evaluate_images(images, labels, extractor, train, heldout, train_images)
         row = {"backend": backend, "method": method, "variant": variant, "seed": seed, "sampler": setting.sampler}
         row |= {"steps": setting.steps, "guidance": setting.guidance, "nfe": nfe(setting.steps, setting.guidance)}
-        row |= {key: training[key] for key in ("params", "updates", "train_passes", "train_seconds", "peak_memory_mb")}
+        row |= {"params": training["params"], **cost}
         row |= {"images_per_second": sampling["images_per_second"][setting.name]}
         path = folder / f"metrics-{setting.name}.json"
         write_record(path, workspace, row, scores, extractor, train, provenance)
         print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
+
+
+def training_cost(workspace: Workspace, address: RunAddress) -> dict[str, float]:
+    """What a run's result took beside the teacher: itself, the students that it comes from, and the teacher's pairs."""
+    runs = [_read_json(workspace.run(run) / "train.json") for run in workspace.chain(address)]
+    cost = {key: sum(run[key] for run in runs) for key in ("updates", "train_passes", "train_seconds")}
+    cost["train_passes"] += workspace.pair_passes(address)
+    return cost | {"peak_memory_mb": max(run["peak_memory_mb"] for run in runs)}
 
 
 def write_record(

@@ -9,5 +9,5 @@ def run(workspace: Workspace) -> None:
     """Draw the figures of the profile's records, samples and training logs."""
     paths, folder = records(workspace), workspace.root / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figures = write_figures(paths, folder, workspace.data("train"))
+    figures = write_figures(paths, folder, workspace.data("train"), workspace.clock)
     print(f"{folder}: {len(figures)} figures")

@@ -6,7 +6,8 @@ from harness.workspace import Workspace
 
 
 def run(workspace: Workspace) -> None:
-    """Write report.html from the profile's records and figures."""
-    path = workspace.root / "report.html"
-    write_report(records(workspace), workspace.root / "figures", path, workspace.extractor_report)
+    """Write report.html from the profile's records, figures and claims."""
+    root = workspace.root
+    path, claims = root / "report.html", root / "tables" / "claims.csv"
+    write_report(records(workspace), root / "figures", path, workspace.extractor_report, claims)
     print(f"{path}: open it in a browser")

@@ -15,11 +15,11 @@ def run(workspace: Workspace) -> None:
     print(f"{folder / 'main.csv'}: written, with main.md, main.tex and main.html beside it")
 
 
-def records(workspace: Workspace) -> list[Path]:
+def records(workspace: Workspace, ablations: bool = False) -> list[Path]:
     """The records of all of the profile's settings. Raises UserError naming the first that is missing."""
     paths = [workspace.floor] + [
         workspace.run(address) / f"metrics-{setting.name}.json"
-        for address in workspace.runs()
+        for address in workspace.runs() + (workspace.ablations() if ablations else [])
         for setting in workspace.settings(address)
     ]
     for path in paths:

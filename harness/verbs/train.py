@@ -1,6 +1,9 @@
 """What `fewstep teacher` and `fewstep distill` share: one training run at its address."""
 
+from dataclasses import replace
+
 import numpy as np
+from tqdm import tqdm
 
 from harness.backends import get_backend
 from harness.backends.base import Weights
@@ -32,9 +35,12 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     method = workspace.make_method(address, spec)
     schedule, adam = workspace.training(address)
     backend = get_backend(address.backend)
-    weights, parent = starting_weights(workspace, address, method, spec)
+    weights, origins = starting_weights(workspace, address, method, spec, data)
+    streams = {"data": data_stream(data, address.seed)}
+    if workspace.needs_pairs(address):
+        streams["pairs"], origins["pairs"] = pairs_stream(workspace, address)
     config = workspace.run_config(address)
-    manifest = {"config": config, "data": data.digest, "method": method.id, "network": vars(spec), **parent}
+    manifest = {"config": config, "data": data.digest, "method": method.id, "network": vars(spec), **origins}
     folder = workspace.run(address)
     result = folder / f"{method.result}.safetensors"
     if result.exists():
@@ -49,15 +55,28 @@ def train(workspace: Workspace, address: RunAddress) -> None:
         raise UserError(f"{result}: another run's result ({why}); delete its folder, or choose another --results")
     folder.mkdir(parents=True, exist_ok=True)
     learner = backend.learner(method, spec, weights, adam)
-    streams = {"data": BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(address.seed))}
     run = Run(folder, backend, learner, schedule, address.seed, streams)
     key = digest({**manifest, "source": source_hash(*source_modules(address.backend, type(method)))})
     summary = {"params": spec.n_parameters, "config": digest(config), "provenance": run_record()}
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
 
 
+def data_stream(data: ImageSet, seed: int) -> BatchStream:
+    """The training images and labels, in the order of this seed."""
+    return BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(seed))
+
+
+def pairs_stream(workspace: Workspace, address: RunAddress) -> tuple[BatchStream, str]:
+    """The pairs of a run's teacher, and the digest of their file."""
+    teacher = workspace.teacher(address)
+    path = workspace.pairs(teacher)
+    pairs, manifest = load_checkpoint(path)
+    require_config(path, manifest, workspace.pairs_config(teacher))
+    return BatchStream("pairs", pairs, Noise(address.seed)), manifest["digest"]
+
+
 def starting_weights(
-    workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec
+    workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec, data: ImageSet
 ) -> tuple[dict[str, Weights], dict[str, str]]:
     """Each network's weights at the start of training, and the digest of every file that they come from, by source."""
     origins: dict[str, str] = {}
@@ -65,15 +84,23 @@ def starting_weights(
     def read(source: str) -> Weights:
         run = workspace.parent(address) if source == "parent" else workspace.teacher(address)
         path = workspace.checkpoint(run)
-        if source == "second_moments":
-            path = path.with_name(SECOND_MOMENTS)
         arrays, manifest = load_checkpoint(path)
         require_config(path, manifest, workspace.run_config(run))
         origins[source] = manifest["digest"]
-        if source == "second_moments":
-            eps = np.float32(manifest["eps"])
-            return {name: 1 / (np.sqrt(v) + eps) for name, v in arrays.items()}
         return arrays
+
+    def preconditioner() -> Weights:
+        run = workspace.teacher(address)
+        path = workspace.run(run) / SECOND_MOMENTS
+        if path.is_file():
+            moments, manifest = load_checkpoint(path)
+            require_config(path, manifest, workspace.run_config(run))
+            origins["second_moments"], eps = manifest["digest"], manifest["eps"]
+        else:
+            print(f"{path}: not there; estimating the teacher's second moments by {FURTHER_UPDATES} further steps")
+            moments, eps = estimated_second_moments(workspace, run, read("teacher"), spec, data)
+            origins["second_moments"] = f"estimated by {FURTHER_UPDATES} further steps at the teacher's weights"
+        return {name: 1 / (np.sqrt(v) + np.float32(eps)) for name, v in moments.items()}
 
     def start(name: str, kind: Start) -> Weights:
         if isinstance(kind, Average):
@@ -81,10 +108,33 @@ def starting_weights(
         if isinstance(kind, CopyOf):
             return read(kind.source)
         if isinstance(kind, Preconditioner):
-            return read("second_moments")
+            return preconditioner()
         if isinstance(kind, Head):
             return initial_head(name, kind.shapes, address.seed)
         return initial_weights(spec, address.seed)
 
     starts = method.networks()
     return {name: start(name, kind) for name, kind in starts.items()}, origins
+
+
+FURTHER_UPDATES = 300
+"""Enough for Adam's second moments at the usual decay of 0.99, whose memory is a hundred updates."""
+
+
+def estimated_second_moments(
+    workspace: Workspace, teacher: RunAddress, weights: Weights, spec: TransformerSpec, data: ImageSet
+) -> tuple[Weights, float]:
+    """Adam's second moments, the bias at zero corrected, of the teacher's own loss at fixed weights; and its eps.
+
+    For a teacher whose optimiser was not kept, as with most published checkpoints.
+    """
+    method = workspace.make_method(teacher, spec)
+    schedule, adam = workspace.training(teacher)
+    frozen = replace(schedule, updates=FURTHER_UPDATES, learning_rate=0.0, warmup_updates=0)
+    backend = get_backend(teacher.backend)
+    learner = backend.learner(method, spec, {name: weights for name in method.networks()}, adam)
+    streams = {"data": data_stream(data, teacher.seed)}
+    run = Run(workspace.run(teacher), backend, learner, frozen, teacher.seed, streams)
+    for step in tqdm(range(FURTHER_UPDATES), desc="second moments", unit="update", mininterval=1):
+        run.update(step)
+    return learner.second_moments(str(method.second_moments_of)), adam.eps

@@ -58,15 +58,20 @@ def test_committed_profiles_load_as_written(path):
     profile = load_profile(path.stem)
     assert profile.name == path.stem
     loaded = dict(_leaves(profile.model_dump(mode="json", exclude_unset=True)))
-    assert loaded == dict(_leaves(yaml.safe_load(path.read_text())))
+    written = dict(_leaves(yaml.safe_load(path.read_text())))
+    if "extends" in written:
+        base = load_profile(written.pop("extends"))
+        written = dict(_leaves(base.model_dump(mode="json", exclude_unset=True))) | written
+    assert loaded == written
 
 
 def test_every_change_of_a_value_changes_the_hash(content, load):
-    closed = ("network.width", "network.heads", "clock.name", "backends.0", "backends.1")  # not any value will do
+    closed = ("data.name", "network.width", "network.heads", "clock.name", "backends.0", "backends.1")  # not any value
     changes = [(key, value) for key, value in _leaves(content) if key not in closed]
     other = {int: lambda value: value + 1000, float: lambda value: value + 0.0005, str: lambda value: f"{value}-2"}
     edited = [_edit(content, key, other[type(value)](value)) for key, value in changes]
     edited += [
+        _edit(content, "data", {"name": "folder", "path": "images", "size": 8}),
         _edit(content, "network.heads", 8),
         _edit(content, "backends", ["jax"]),
         _edit(content, "clock.shift_high", 1.0),
@@ -217,8 +222,40 @@ def test_profiles_are_found_in_the_repository_and_in_the_current_folder(tmp_path
 
 
 def test_an_unknown_profile_brings_the_list_and_the_nearest():
-    with pytest.raises(UserError, match=r"unknown profile 'digit'; did you mean 'digits'\? known: digits, .*smoke"):
+    with pytest.raises(UserError, match=r"unknown profile 'digit'; did you mean 'digits'\? known: .*digits, .*smoke"):
         load_profile("digit")
+
+
+def test_a_profile_says_only_what_differs_from_the_one_that_it_extends(tmp_path):
+    path = tmp_path / "wide.yaml"
+    path.write_text("extends: smoke\nnetwork: {width: 64}\nbackends: [jax]\n")
+    wide, smoke = load_profile(path), load_profile("smoke")
+    expected = smoke.model_dump() | {"backends": ["jax"]}
+    expected["network"]["width"] = 64
+    assert wide.model_dump() == expected
+    for text, message in [
+        ("extends: smke", "unknown profile 'smke'; did you mean 'smoke'"),
+        (f"extends: {path}", "wide.yaml, which is no complete profile; extend one that is"),
+    ]:
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_profile(tmp_path / "wrong.yaml")
+
+
+def test_seeds_and_backends_of_a_method_are_the_profiles(content, load):
+    method = content["methods"][0]
+    content |= {"seeds": [0, 1], "backends": ["jax"]}
+    for change, message in [
+        ({"backends": ["torch"]}, r"\(default\) names the backend torch, on which it is not trained; drop it"),
+        ({"repeats": {"torch": {"k8": [2]}}}, r"\(default\) names the backend torch, on which it is not trained"),
+        ({"repeats": {"jax": {"k8": [2, 1]}}}, r"repeats k8 with the profile's own seed 1; drop it"),
+        ({"repeats": {"jax": {"eight": [2]}}}, r"repeats.jax.eight"),
+    ]:
+        content["methods"] = [method | change]
+        with pytest.raises(UserError, match=message):
+            load(content)
+    content["methods"] = [method | {"repeats": {"jax": {"k8": [2, 3]}}}]
+    assert load(content).methods[0].repeats == {"jax": {"k8": [2, 3]}}
 
 
 def test_for_student_merges_deeply_and_leaves_no_overrides(content, load):
@@ -228,7 +265,7 @@ def test_for_student_merges_deeply_and_leaves_no_overrides(content, load):
     }
     method = load(content).methods[0]
     student = method.for_student("k1")
-    expected = copy.deepcopy(content["methods"][0]) | {"batch": 7, "overrides": {}}
+    expected = copy.deepcopy(content["methods"][0]) | {"batch": 7, "overrides": {}, "backends": None, "repeats": {}}
     expected["optimiser"]["clip"] = 2.0
     expected["options"] = {"weight": "edm", "nested": {"a": 1, "b": 3}, "list": [1]}
     assert student.model_dump() == expected
@@ -253,11 +290,15 @@ def test_options_are_validated_in_the_same_style():
         assert str(error.value) == message
 
 
+def _below(model: type[BaseModel]) -> list[type[BaseModel]]:
+    return [found for below in model.__subclasses__() for found in (below, *_below(below))]
+
+
 def test_every_value_is_described():
     pending: list[type[BaseModel]] = [Profile]
     while pending:
         model = pending.pop()
         for name, field in model.model_fields.items():
-            inner = [item for item in config.StrictModel.__subclasses__() if item.__name__ in str(field.annotation)]
+            inner = [item for item in _below(config.StrictModel) if item.__name__ in str(field.annotation)]
             pending += inner
             assert inner or name == "name" or field.description, f"{model.__name__}.{name}"

@@ -1,12 +1,14 @@
 """The registry, strict options, and the denoiser's parameterisation; what every method owes is in `tests/contract`."""
 
 import inspect
-from types import SimpleNamespace
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-import harness.method
 from harness.diffusion import CosineClock
 from harness.errors import UserError
 from harness.method import Denoiser, Method, Options, get_method, registry
@@ -14,6 +16,7 @@ from harness.samplers import FAMILIES
 from harness.teacher import Teacher, TeacherOptions
 
 METHODS = registry()
+Register = Callable[..., dict[str, type[Method]]]
 
 
 def test_the_engines_own_methods_are_registered_under_their_ids() -> None:
@@ -38,27 +41,78 @@ def test_an_unknown_method_is_one_line_with_the_list(unknown: str, hint: str) ->
     assert str(error.value) == f"unknown method '{unknown}'; {hint}known methods: {', '.join(sorted(METHODS))}"
 
 
-def register(monkeypatch: pytest.MonkeyPatch, method_class: type[Method]) -> dict[str, type[Method]]:
-    """The registry with an installed package that offers `method_class`."""
-    entry = SimpleNamespace(load=lambda: method_class)
-    monkeypatch.setattr(harness.method, "entry_points", lambda group: [entry] if group == "fewstep.methods" else [])
-    return registry.__wrapped__()
+MODULE = """
+from harness.teacher import Teacher
+from harness.method import Method
+
+class Another(Teacher):
+    id = "another"
+
+class Impostor(Teacher):
+    id = "another"
+
+class Nameless(Method):
+    pass
+
+number = 1
+"""
 
 
-def test_an_installed_method_is_found_through_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Another(Teacher):
-        id = "another"
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
+    """The registry once a package is installed that has these entry points, by name, and these lines in its module."""
 
-    assert register(monkeypatch, Another) == {**METHODS, "another": Another}
+    def registered(entries: dict[str, str], module: str = MODULE) -> dict[str, type[Method]]:
+        (tmp_path / "plugged.py").write_text(module)
+        (tmp_path / "plugged-1.0.dist-info").mkdir()
+        lines = ["[fewstep.methods]", *(f"{name} = {value}" for name, value in entries.items())]
+        (tmp_path / "plugged-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+        (tmp_path / "plugged-1.0.dist-info" / "METADATA").write_text("Name: plugged\nVersion: 1.0\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "plugged", raising=False)
+        return registry.__wrapped__()
+
+    return registered
 
 
-def test_a_second_method_of_the_same_id_is_refused_but_the_same_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Impostor(Teacher):
-        pass
+def test_an_installed_method_is_found_through_its_entry_point(register: Register) -> None:
+    methods = register({"any-name": "plugged:Another"})
+    assert methods == {**METHODS, "another": sys.modules["plugged"].Another}
 
-    with pytest.raises(UserError, match="'teacher' is registered twice"):
-        register(monkeypatch, Impostor)
-    assert register(monkeypatch, Teacher) == METHODS
+
+def test_a_method_may_be_offered_twice(register: Register) -> None:
+    assert register({"teacher": "harness.teacher:Teacher"}) == METHODS
+
+
+def test_two_methods_of_one_id_are_refused(register: Register) -> None:
+    message = "^method 'another' is registered twice; rename one of the two: plugged.Another and plugged.Impostor$"
+    with pytest.raises(UserError, match=message):
+        register({"one": "plugged:Another", "two": "plugged:Impostor"})
+
+
+@pytest.mark.parametrize(
+    ("value", "module", "problem"),
+    [
+        ("plugged:Another", "import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("plugged:Another", "raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
+        ("plugged:Another", "class", "SyntaxError: invalid syntax (plugged.py, line 1)"),
+        ("plugged:Missing", MODULE, "AttributeError: module 'plugged' has no attribute 'Missing'"),
+        ("plugged.deeper", MODULE, "ModuleNotFoundError: No module named 'plugged.deeper'; 'plugged' is not a package"),
+    ],
+)
+def test_an_entry_point_that_cannot_be_imported_is_one_line(
+    register: Register, value: str, module: str, problem: str
+) -> None:
+    message = f"the entry point mine = {value} in fewstep.methods cannot be imported ({problem}); mend or uninstall its"
+    with pytest.raises(UserError, match=rf"\A{re.escape(message)} package\Z"):
+        register({"mine": value}, module)
+
+
+@pytest.mark.parametrize("name", [":Nameless", ":number", ":Teacher.draw", ""])
+def test_an_entry_point_that_is_no_method_is_one_line(register: Register, name: str) -> None:
+    message = f"the entry point mine = plugged{name} in fewstep.methods is not a subclass of Method with an id; mend"
+    with pytest.raises(UserError, match=rf"\A{re.escape(message)} or uninstall its package\Z"):
+        register({"mine": f"plugged{name}"})
 
 
 @pytest.mark.parametrize("options", [{"weigth": "edm"}, {"weight": "edn"}, {"ema_decay": 1.0}, {"label_dropout": "1"}])

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from harness.datasets import load_dataset
 from harness.errors import UserError
@@ -13,6 +14,7 @@ from harness.metrics.images import to_uint8
 from harness.metrics.reference import Reference, build_reference, cached_reference
 
 KEYS = {"fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "fid_heldout", "nn_distance"}
+KEYS |= {"class_distance"}
 
 
 class Bench:
@@ -25,8 +27,10 @@ class Bench:
         self.references = [build_reference(image_set, self.extractor) for image_set in (self.train, self.heldout)]
         self.reference = self.references[0]
 
-    def evaluate(self, images):
-        return evaluate_images(to_uint8(images), self.extractor, *self.references, to_uint8(self.train.images))
+    def evaluate(self, images, labels=None):
+        """With no labels, all images are of one class."""
+        labels = np.zeros(len(images), np.int64) if labels is None else labels
+        return evaluate_images(to_uint8(images), labels, self.extractor, *self.references, to_uint8(self.train.images))
 
     def floor(self, n, seed):
         return real_data_floor(self.train, self.heldout, n, seed, self.extractor, *self.references)
@@ -112,8 +116,9 @@ def test_a_reference_of_another_extractor_is_refused(bench):
     other = dataclasses.replace(bench.extractor, weights_hash="0" * 64)
     with pytest.raises(UserError, match="another extractor"):
         metric_identity(other, bench.reference, 10, "balanced")
+    images, train = to_uint8(bench.heldout.images), to_uint8(bench.train.images)
     with pytest.raises(UserError, match="another extractor"):
-        evaluate_images(to_uint8(bench.heldout.images), other, *bench.references, to_uint8(bench.train.images))
+        evaluate_images(images, bench.heldout.labels, other, *bench.references, train)
 
 
 def test_scores_order_heldout_noisy_and_collapsed_images(bench):
@@ -142,6 +147,29 @@ def test_memorised_images_have_distance_zero_and_heldout_images_do_not(bench, fl
         assert floor["nn_distance_heldout"] == bench.evaluate(bench.heldout.images)["nn_distance"] > 1
 
 
+def test_class_distance_is_that_of_the_features_within_classes(bench):
+    features, labels = bench.references[1].features, bench.heldout.labels
+    scores = bench.evaluate(bench.heldout.images, labels)
+    assert scores["class_distance"] == pytest.approx(np.mean([pdist(features[labels == c]).mean() for c in range(10)]))
+    assert scores["class_distance"] < 0.7 * bench.evaluate(bench.heldout.images)["class_distance"]
+    averages = np.stack([bench.heldout.images[labels == c].mean(axis=0) for c in range(10)])
+    blurred = 0.5 * bench.heldout.images + 0.5 * averages[labels]
+    assert bench.evaluate(blurred, labels)["class_distance"] < 0.9 * scores["class_distance"]
+
+
+def test_the_class_distance_of_real_data_pairs_no_image_with_itself(bench, floors):
+    features, labels = bench.reference.features, bench.train.labels
+    expected = np.mean([pdist(features[labels == c]).mean() for c in range(10)])
+    assert [floor["class_distance"] for floor in floors] == pytest.approx([expected] * 4)
+    scores = bench.evaluate(bench.train.images, labels)
+    assert scores["class_distance"] == pytest.approx(expected)
+
+
+def test_labels_that_are_not_one_an_image_are_refused(bench):
+    with pytest.raises(UserError, match=r"labels must be \(179,\)"):
+        bench.evaluate(bench.heldout.images, bench.heldout.labels[:-1])
+
+
 def test_the_floor_is_the_expected_fid_of_n_draws(bench, floors):
     # Second-order expansion of the Frechet distance around equality, in the eigenbasis of the covariance:
     # n E[FID] = sum_i l_i + 1/2 sum_ij Var(g_i g_j) / (l_i + l_j), g the centred features.
@@ -163,7 +191,7 @@ def test_images_of_another_kind_are_refused_by_name(bench, bad):
     good = to_uint8(bench.train.images)
     for images, train, name in ((bad, good, "images"), (good, bad, "train_images")):
         with pytest.raises(UserError, match=f"^{name} must be uint8"):
-            evaluate_images(images, bench.extractor, *bench.references, train)
+            evaluate_images(images, np.zeros(len(images)), bench.extractor, *bench.references, train)
 
 
 def test_too_few_images_are_refused(bench):

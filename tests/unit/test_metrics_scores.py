@@ -108,6 +108,34 @@ def test_nearest_neighbour_distance_of_copies_is_exactly_zero():
     assert scores.nearest_neighbour_distance(one_level, train) == pytest.approx(1 / 127.5)
 
 
+def test_class_distance_equals_the_brute_force():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 2, 3, 7], [1100, 40, 2, 1]))  # more than one block; a class without a pair
+    features = normal(len(labels)) * (1 + labels)[:, None]
+
+    def mean(rows):
+        return np.mean([np.linalg.norm(a - b) for a, b in itertools.combinations(rows, 2)])
+
+    expected = np.mean([mean(features[labels == label]) for label in (0, 2, 3)])
+    assert scores.class_distance(features, labels) == pytest.approx(expected, rel=1e-10)
+
+
+def test_class_distance_keeps_the_digits_of_near_copies():
+    rows = np.tile(1e3 + np.array([[0.0, 0.0], [3e-7, 4e-7]]), (30, 1))
+    assert scores.class_distance(rows, np.zeros(60)) == pytest.approx(30 / 59 * 5e-7, rel=1e-5)
+
+
+def test_class_distance_does_not_depend_on_the_size_or_the_balance_of_classes():
+    centres = np.array([0.0, 100.0])
+    few, many = (np.arange(n) % 2 for n in (1000, 4000))
+    unequal = (np.arange(3000) % 3 == 0).astype(int)
+    values = [
+        scores.class_distance(normal(len(labels), seed=i) * (1 + labels)[:, None] + centres[labels, None], labels)
+        for i, labels in enumerate((few, many, unequal))
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=0.03)
+
+
 def test_global_random_states_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     scores.kid(normal(20), normal(20))
@@ -123,6 +151,10 @@ def test_global_random_states_are_left_alone():
         (lambda: scores.inception_score(normal(9)), "inception score: needs at least 10 samples, not 9"),
         (lambda: scores.kid(normal(1), normal(9)), "kernel distance: needs at least 2"),
         (lambda: scores.precision_recall(normal(9), normal(3)), "precision and recall: needs at least 4"),
+        (
+            lambda: scores.class_distance(normal(9), np.arange(9)),
+            "largest class: needs at least 2 samples, not 1",
+        ),
     ],
 )
 def test_too_few_samples_are_refused(call, message):

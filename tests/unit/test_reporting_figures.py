@@ -14,11 +14,12 @@ from matplotlib.text import Text
 
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.reporting.figures import against_steps, write_figures
+from harness.reporting.claims import Claim, write_claims
+from harness.reporting.figures import against_steps, compute_figure, write_figures
 from harness.reporting.grids import by_class, tile
 from harness.reporting.records import frame, load_records, over_seeds
 from harness.reporting.report import teacher_over_floor, teacher_ratios, write_report
-from harness.reporting.training_curves import training_curves
+from harness.reporting.training_curves import instant_loss, training_curves
 from tests.unit.test_reporting_tables import floor, record, save
 
 STUDENT = "moment-matching/alternating"
@@ -45,25 +46,42 @@ def runs(folder):
 
 def write_log(path, losses, turn="denoise", network="model"):
     lines = [
-        {"update": 2 * i, "turn": turn, "loss": x, "learning_rate": 1e-3, "gradient_norm": {network: 3 * abs(x)}}
+        {
+            "update": 2 * i,
+            "turn": turn,
+            "loss": x,
+            "mean_loss": x,
+            "learning_rate": 1e-3,
+            "gradient_norm": {network: 3 * abs(x)},
+        }
         for i, x in enumerate(losses)
     ]
     path.with_name("train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_curves_against_steps_are_the_records(tmp_path):
-    means = over_seeds(frame(load_records(runs(tmp_path))))
+def curves(ax):
+    return {line.get_label(): line.get_xydata().tolist() for line in ax.lines if not line.get_label().startswith("_")}
+
+
+def test_curves_against_steps_are_the_records_of_a_backend(tmp_path):
+    paths = runs(tmp_path) + save(tmp_path, record(STUDENT, fid=7.0, variant="ddim"), record(guidance=1.0, fid=7.0))
+    means = over_seeds(frame(load_records(paths)))
+    torch, jax = against_steps(means, "fid", "fid", "floor", "FID-{n}").axes
+    assert (torch.get_title(), jax.get_title()) == ("torch", "jax")
+    expected = {"floor": [[0.0, 0.125], [1.0, 0.125]], "Teacher": [[1.0, 16.0], [2.0, 8.0], [64.0, 0.25]]}
+    assert curves(jax) == expected
+    assert curves(torch) == expected | {"Moment matching, alternating": [[1.0, 4.0], [2.0, 2.0]]}
+    assert torch.get_ylabel() == "FID-10k"
+    assert {"Teacher", "floor"} <= {text.get_text() for text in jax.texts}
+
+
+def test_the_spread_over_seeds_is_drawn(tmp_path):
+    students = [record(STUDENT, fid=fid, seed=seed) for seed, fid in enumerate((1.0, 2.0, 3.0))]
+    means = over_seeds(frame(load_records(save(tmp_path, *students, record(STUDENT, steps=2)))))
     [ax] = against_steps(means, "fid", "fid", "floor", "FID-{n}").axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines if not line.get_label().startswith("_")}
-    expected = [[1.0, 16.0], [2.0, 8.0], [64.0, 0.25]]
-    assert drawn.pop("floor") == [[0.0, 0.125], [1.0, 0.125]]
-    assert drawn == {
-        "Teacher (torch)": expected,
-        "Teacher (jax)": expected,
-        "Moment matching, alternating (torch)": [[1.0, 4.0], [2.0, 2.0]],
-    }
-    assert ax.get_ylabel() == "FID-10k"
-    assert {"Teacher", "Moment matching, alternating", "floor"} <= {text.get_text() for text in ax.texts}
+    [bars] = ax.containers
+    [[low, high]] = bars.lines[2][0].get_segments()
+    assert (low.tolist(), high.tolist()) == ([1.0, 1.0], [1.0, 3.0])
 
 
 def test_labels_in_the_margin_do_not_overlap(tmp_path):
@@ -73,9 +91,38 @@ def test_labels_in_the_margin_do_not_overlap(tmp_path):
     canvas = against_steps(means, "fid", "fid", "floor", "FID-{n}")
     canvas.canvas.draw()
     # Text's own extent: an annotation's includes its leader line
-    boxes = sorted(tuple(Text.get_window_extent(text).intervaly) for text in canvas.axes[0].texts)
+    boxes = sorted(tuple(Text.get_window_extent(text).intervaly) for text in canvas.axes[-1].texts)
     assert len(boxes) == len(names) + 1
     assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes))
+
+
+def test_the_compute_figure_is_a_point_for_each_student_and_a_line_for_its_teacher(tmp_path, monkeypatch):
+    students = [record("dmd2", fid=2.0, train_passes=500), record("progressive", fid=3.0, train_passes=7000)]
+    students += [record("dmd2", fid=1.0, steps=8, train_passes=600, backend="jax")]
+    contents = [*students, record(fid=9.0), record(fid=4.0, sampler="ddim"), record("dmd2", variant="other", fid=8.0)]
+    kept = []
+    monkeypatch.setattr("harness.reporting.figures.save", lambda canvas, *_: kept.append(canvas) or tmp_path)
+    compute_figure(over_seeds(frame(load_records(save(tmp_path, *contents)))), tmp_path)
+    drawn = {
+        ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in kept[0].axes if ax.get_visible()
+    }
+    assert drawn == {"k = 8": [[[600.0, 1.0]]], "k = 1": [[[500.0, 2.0]], [[7000.0, 3.0]], [[0.0, 9.0], [1.0, 9.0]]]}
+
+
+def test_the_instant_loss_is_the_students_log_with_its_running_mean(tmp_path, monkeypatch):
+    [path] = save(tmp_path, record("moment-matching/instant"))
+    losses = np.exp(-np.arange(64) / 10) - 0.01
+    write_log(path, losses.tolist(), "student", "student")
+    kept = []
+    monkeypatch.setattr("harness.reporting.training_curves.save", lambda canvas, *_: kept.append(canvas) or path)
+    assert set(instant_loss(load_records([path]), tmp_path)) == {"instant-loss"}
+    [ax] = kept[0].axes
+    dots, mean, _ = ax.lines
+    np.testing.assert_array_equal(dots.get_xydata(), np.stack([2.0 * np.arange(64), losses], axis=1))
+    np.testing.assert_allclose(mean.get_ydata(), [losses[i : i + 4].mean() for i in range(61)])
+    np.testing.assert_array_equal(mean.get_xdata(), 2.0 * np.arange(2, 63))
+    assert ax.get_yscale() == "symlog"
+    assert instant_loss(load_records(save(tmp_path, record(STUDENT))), tmp_path) == {}
 
 
 def test_training_curves_are_the_log(tmp_path, monkeypatch):
@@ -117,13 +164,14 @@ def test_figures_and_report_are_whole_and_self_contained(tmp_path):
     images = np.linspace(-1, 1, 30 * 64, dtype=np.float32).reshape(30, 1, 8, 8)
     ImageSet("digits", "train", images, np.arange(30) % 10, 10).save(tmp_path / "train.npz")
     figures = write_figures(paths, tmp_path, tmp_path / "train.npz")
-    assert {"fid", "memorisation", "comparison-torch", "samples-torch-teacher", "training-teacher"} <= set(figures)
+    assert {"fid", "memorisation", "compute", "comparison-torch", "samples-teacher", "training-teacher"} <= set(figures)
     for figure in figures.values():
         picture = imread(figure.path)
         assert min(picture.shape[:2]) > 200
         assert picture[..., :3].std() > 0.05
         assert figure.path.with_suffix(".svg").read_text().endswith("</svg>\n")
-    write_report(paths, tmp_path, tmp_path / "report.html")
+    write_claims([Claim("C1", "a claim", "<evidence>", "2.5", "1 to 4", "does not hold")], tmp_path)
+    write_report(paths, tmp_path, tmp_path / "report.html", claims=tmp_path / "claims.csv")
     page = (tmp_path / "report.html").read_text()
     sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]{0,30})""", page)
     assert len(sources) == len(figures)
@@ -131,7 +179,15 @@ def test_figures_and_report_are_whole_and_self_contained(tmp_path):
     assert not re.search(r"https?://|@import|url\(", page)
     embedded = re.search(r"base64,([^\"]+)\"", page)[1]
     assert imread(io.BytesIO(base64.b64decode(embedded))).shape == imread(figures["fid"].path).shape
-    for text in ("0.25", "c0ffee", "2.00\N{MULTIPLICATION SIGN}"):  # student over teacher, config, teacher over floor
+    assert '<span class="badge does-not-hold">does not hold</span>' in page
+    assert page.index("a claim") < page.index("<h2>Results")
+    for text in (
+        "0.25",
+        "c0ffee",
+        "&lt;evidence&gt;",
+        "1 does not hold",
+        "2.00\N{MULTIPLICATION SIGN}",
+    ):  # student over teacher, config, teacher over floor
         assert text in page
 
 
@@ -148,7 +204,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 def test_absent_neighbours_leave_panels_out_and_the_caption_says_so(tmp_path):
     paths = save(tmp_path, record(), record(STUDENT, fid=0.5))
     figures = write_figures(paths, tmp_path)
-    assert set(figures) == {"fid", "memorisation"}
+    assert set(figures) == {"fid", "compute", "memorisation"}
     assert "No real-data record" in figures["memorisation"].caption
     figures = write_figures(runs(tmp_path / "runs"), tmp_path)
     assert "No real images were given" in figures["comparison-torch"].caption

@@ -64,7 +64,8 @@ def save(folder: Path, *contents) -> list[Path]:
         run = f"{row['backend']}/{row['method'].replace('/', '-')}/{row['variant']}/k{row['steps']}/seed{row['seed']}"
         target = folder / row["identity"] / run
         target.mkdir(parents=True, exist_ok=True)
-        paths.append(target / f"metrics-{row['sampler']}-k{row['steps']}.json")
+        guided = f"-w{row['guidance']:g}" if row["guidance"] else ""
+        paths.append(target / f"metrics-{row['sampler']}{guided}-k{row['steps']}.json")
         paths[-1].write_text(json.dumps(content))
     return paths
 
@@ -131,7 +132,43 @@ def test_seeds_are_averaged_and_their_spread_shown(tmp_path):
     assert (teacher["fid"], teacher["seeds"]) == (2.5, 3)
     assert teacher["fid_sd"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 2.0**2) / 2))
     assert math.isnan(other["fid_sd"])
-    assert "**2.50 ± 1.80**" in markdown(layout(records))
+    [block] = layout(records)
+    assert "**2.50 ± 1.80**" in markdown([block])
+    assert [row[block.header.index("Seeds")].text for row in block.groups[0]] == ["3", "1"]
+    assert "at most 3" in block.caption
+
+
+def test_what_training_cost_stands_in_every_rendering(tmp_path):
+    costs = {"updates": 1500, "train_passes": 123456, "peak_memory_mb": 739.7}
+    write_tables(save(tmp_path, record("progressive", **costs), record(peak_memory_mb=None)), tmp_path)
+    [block] = layout(load_records(tmp_path.rglob("metrics-*.json")))
+    assert block.header[-3:] == ["Updates", "Training passes", "Peak memory, MB"]
+    for text in [(tmp_path / f"main.{kind}").read_text() for kind in ("md", "html", "tex")]:
+        assert {"1.5k", "123k", "740"} <= set(re.findall(r"[\w.]+", text))
+        assert all(header in text.replace("\N{NON-BREAKING HYPHEN}", "-") for header in block.header[-3:])
+    assert block.groups[0][0][-1].text == "\N{EN DASH}"
+
+
+def test_ablations_stand_in_a_table_of_their_own_beside_what_they_vary(tmp_path):
+    contents = [record("dmd2", steps=k) for k in (1, 8)] + [record("progressive", steps=8, fid=0.1)]
+    contents += [
+        record("dmd2", steps=8, variant="flat", fid=0.5),
+        record(steps=8),
+        record(steps=8, guidance=1.0, nfe=16),
+    ]
+    main, ablations = layout(load_records(save(tmp_path, *contents, floor())))
+    rows = {
+        name: [row[0].text for group in block.groups for row in group]
+        for name, block in (("m", main), ("a", ablations))
+    }
+    assert rows == {
+        "m": ["Real data", "DMD2", "Teacher", "DMD2", "Progressive"],
+        "a": ["Teacher", "DMD2", "DMD2 [flat]", "Teacher, w = 1"],
+    }
+    fid = main.header.index("FID-10k ↓")
+    assert [row[fid].bold for row in main.groups[-1]] == [False, False, True]
+    assert [row[fid].bold for row in ablations.groups[0]] == [False, False, True], "not ranked against other methods"
+    assert ablations.caption.startswith("Ablations.")
 
 
 def test_special_characters_are_escaped_in_every_rendering(tmp_path):

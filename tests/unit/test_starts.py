@@ -1,7 +1,6 @@
 """Where networks start: the teacher, a parent student, its second moments, or a head's own initial weights."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ from harness import method as contract
 from harness.backends import get_backend
 from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
-from harness.errors import UserError
 from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Start, get_method
 from harness.moment_matching import AlternatingMomentMatching
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
 from harness.training import BatchStream
-from harness.verbs import data, teacher
-from harness.verbs.train import starting_weights
+from harness.verbs import data, teacher, train
+from harness.verbs.train import data_stream, starting_weights
 from harness.workspace import TEACHER, RunAddress, Workspace
 from tests.profiles import write_profile
 
@@ -98,7 +96,7 @@ def test_every_network_starts_where_the_method_says(workspace: Workspace) -> Non
     images = ImageSet.load(workspace.data("train"))
     spec = workspace.spec(images.images.shape[1:], images.num_classes)
     method = workspace.make_method(student("k4"), spec)
-    weights, origins = starting_weights(workspace, student("k4"), method, spec)
+    weights, origins = starting_weights(workspace, student("k4"), method, spec, images)
     trained, manifest = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
     moments, about = load_checkpoint(workspace.run(TEACHER_RUN) / "second_moments.safetensors")
     assert origins == {"teacher": manifest["digest"], "second_moments": about["digest"]}
@@ -115,18 +113,36 @@ def test_every_network_starts_where_the_method_says(workspace: Workspace) -> Non
     assert 0.8 * bound < np.abs(head["weight"]).max() <= bound
 
 
-def test_the_second_moments_are_never_silently_the_identity(workspace: Workspace, tmp_path: Path) -> None:
-    images = ImageSet.load(workspace.data("train"))
+def test_second_moments_that_are_missing_are_estimated_at_the_teachers_weights_and_recorded(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, steps = ImageSet.load(workspace.data("train")), 4
     spec = workspace.spec(images.images.shape[1:], images.num_classes)
     method = workspace.make_method(student("k4"), spec)
+    monkeypatch.setattr(train, "FURTHER_UPDATES", steps)
     file = workspace.run(TEACHER_RUN) / "second_moments.safetensors"
     content = file.read_bytes()
     file.unlink()
     try:
-        with pytest.raises(UserError, match=r"second_moments\.safetensors: no such checkpoint"):
-            starting_weights(workspace, student("k4"), method, spec)
+        weights, origins = starting_weights(workspace, student("k4"), method, spec, images)
     finally:
         file.write_bytes(content)
+    assert origins["second_moments"] == f"estimated by {steps} further steps at the teacher's weights"
+    assert f"{file}: not there; estimating" in capsys.readouterr().out
+
+    trained, _ = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
+    own, (schedule, adam) = workspace.make_method(TEACHER_RUN, spec), workspace.training(TEACHER_RUN)
+    learner = get_backend("torch").learner(own, spec, {name: trained for name in own.networks()}, adam)
+    stream, v = data_stream(images, SEED), {key: np.zeros(value.shape) for key, value in trained.items()}
+    for step in range(steps):
+        batch = stream.take(step * schedule.batch, schedule.batch)
+        _, gradients = learner.gradients("denoise", batch, own.draw(Noise(SEED), step, 0, schedule.batch))
+        norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in gradients["model"].values()))
+        for key, g in gradients["model"].items():
+            v[key] = adam.beta2 * v[key] + (1 - adam.beta2) * (g * min(1.0, adam.clip / norm)) ** 2
+    for key, value in v.items():
+        expected = 1 / (np.sqrt(value / (1 - adam.beta2**steps)) + adam.eps)
+        np.testing.assert_allclose(weights["preconditioner"][key], expected, rtol=1e-3)
 
 
 def test_students_of_a_chain_start_from_the_student_before(workspace: Workspace) -> None:

@@ -162,6 +162,24 @@ def test_the_log_has_a_line_for_each_interval(whole: Path) -> None:
         assert line["images_per_second"] > 0
 
 
+def test_the_mean_loss_is_that_since_the_turns_previous_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path, method_id="moment-matching/alternating")
+    losses, update = [], run.update
+
+    def recorded(step: int) -> tuple[Update, str, float]:
+        result = update(step)
+        losses.append((result[1], result[0].loss))
+        return result
+
+    run.update = recorded
+    train(run)
+    since = dict.fromkeys(run.method.turns, 0)
+    for line in log(tmp_path):
+        own = [loss for turn, loss in losses[since[line["turn"]] : line["update"] + 1] if turn == line["turn"]]
+        assert line["mean_loss"] == pytest.approx(np.mean(own), rel=1e-12)
+        since[line["turn"]] = line["update"] + 1
+
+
 @pytest.mark.parametrize("killed", [None, 6, 8])
 def test_the_log_has_a_line_for_each_turn_of_an_interval(tmp_path: Path, killed: int | None) -> None:
     if killed is not None:

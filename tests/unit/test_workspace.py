@@ -88,7 +88,7 @@ def test_a_method_knows_its_own_step_count(tmp_path: Path) -> None:
         ("evaluation.n_samples", 30, set()),
         ("extractor", "another", set()),
         ("log_every", 1, set()),
-        ("seeds", [3, 4], set()),
+        ("seeds", [0, 3, 4], set()),
     ],
 )
 def test_a_run_depends_on_what_changes_its_weights_and_on_nothing_else(
@@ -103,6 +103,57 @@ def test_the_seed_is_part_of_the_configuration(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path)
     other = RunAddress("torch", TEACHER, "default", TEACHER, 0)
     assert workspace.run_config(TEACHER_RUN) != workspace.run_config(other)
+
+
+def test_a_repeated_seed_shares_the_first_teacher(tmp_path: Path) -> None:
+    repeated = [{**METHODS[0], "repeats": {"jax": {"k4": [7]}}, "overrides": {}}]
+    workspace = open_workspace(tmp_path, {"methods": repeated, "ablations": [METHODS[1]]})
+    seeds = {(run.backend, run.student, run.seed) for run in workspace.runs() if run.method == MATCHING}
+    assert seeds == {(b, k, seed) for b in ("torch", "jax") for k in ("k4", "k1") for seed in (0, 3)} | {
+        ("jax", "k4", 7)
+    }
+    again, first = (RunAddress("jax", MATCHING, "default", "k4", seed) for seed in (7, 0))
+    assert workspace.teacher(again) == workspace.teacher(first) == RunAddress("jax", TEACHER, "default", TEACHER, 0)
+    configs = [workspace.run_config(run) for run in (again, first)]
+    assert configs[0] != configs[1]
+    assert configs[0]["seed"] == configs[1]["seed"] == 0, "the teacher's"
+    assert workspace.ablations() == [
+        RunAddress(backend, MATCHING, "ddim", "k2", seed) for backend in ("torch", "jax") for seed in (0, 3)
+    ]
+
+
+def test_guided_samples_are_further_settings_of_the_teacher(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path, {"teacher.guidance": {"weights": [0.0, 1.5], "steps": [4]}})
+    settings = workspace.settings(TEACHER_RUN)
+    assert [setting.name for setting in settings] == ["ancestral-k1", "ancestral-k4", "ddim-k2", "ancestral-w1.5-k4"]
+
+
+def test_matched_compute_gives_every_method_the_same_network_passes(tmp_path: Path) -> None:
+    pairs = {"count": 10, "steps": 4}
+    methods = [METHODS[0], {**METHODS[0], "id": "moment-matching/instant", "overrides": {}}, dmd_config()]
+    workspace = open_workspace(tmp_path, {"methods": methods, "matched_passes": 100, "pairs": pairs})
+    spec = workspace.spec((1, 4, 4), 3)
+    for run in workspace.runs():
+        if run.method == TEACHER:
+            assert workspace.training(run)[0].updates == CONTENT["teacher"]["updates"]
+            continue
+        method, updates = workspace.make_method(run, spec), workspace.training(run)[0].updates
+        spent = sum(method.turns[method.turn(step)].passes for step in range(updates)) + workspace.pair_passes(run)
+        assert spent <= 100 < spent + method.turns[method.turn(updates)].passes
+        assert workspace.run_config(run)["student"]["updates"] == method.updates == updates
+    assert workspace.pair_passes(RunAddress("jax", "dmd", "default", "k1", 0)) == 10, "40 passes of an image, 4 a batch"
+    with pytest.raises(UserError, match="matched_passes: too few for one update of moment-matching/alternating"):
+        open_workspace(tmp_path, {"methods": methods, "matched_passes": 4}).training(K4)
+
+
+def dmd_config() -> dict[str, Any]:
+    return {key: value for key, value in METHODS[0].items() if key != "overrides"} | {"id": "dmd", "steps": [1]}
+
+
+def test_a_method_that_wants_pairs_needs_their_section(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path, {"methods": [dmd_config()]})
+    with pytest.raises(UserError, match=r"profile 'mine': the section pairs \(count, steps\) is missing; add it"):
+        workspace.run_config(RunAddress("torch", "dmd", "default", "k1", 0))
 
 
 def address(method: str = MATCHING, variant: str = "default", student: str = "k4") -> RunAddress:

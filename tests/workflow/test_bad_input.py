@@ -210,6 +210,7 @@ def test_no_space_left_while_training(folder: Path) -> None:
         ("profile=smok", "unknown profile 'smok'; did you mean 'smoke'?"),
         ("profil=smoke", "unknown config key 'profil'; did you mean 'profile'?"),
         ("profile=mine.yaml", "teacher: weight: unknown weight 'emd'; choose one of"),
+        ("profile=imagenet64", "profile imagenet64: unknown extractor 'inception-v3-compat'; known: digits-cnn"),
     ],
 )
 def test_snakemake_stops_before_any_job(tmp_path: Path, config: str, message: str) -> None:

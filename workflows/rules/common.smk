@@ -23,21 +23,24 @@ if unknown:
 try:
     PROFILE = str(config.get("profile", "digits"))
     WORKSPACE = Workspace(PROFILE)
-    ADDRESSES = {str(address.folder): address for address in WORKSPACE.runs()}
-    for kind, name, known in (
-        ("data set", WORKSPACE.profile.data.name, LOADERS),
-        ("extractor", WORKSPACE.profile.extractor, EXTRACTORS),
-    ):
-        if name not in known:
-            raise UserError(f"profile {PROFILE}: unknown {kind} {name!r}; {suggest(name, known)}")
+    if (name := WORKSPACE.profile.extractor) not in EXTRACTORS:
+        raise UserError(f"profile {PROFILE}: unknown extractor {name!r}; {suggest(name, EXTRACTORS)}")
+    RUNS, ABLATIONS = WORKSPACE.runs(), WORKSPACE.ablations()
+    ADDRESSES = {str(address.folder): address for address in RUNS + ABLATIONS}
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}
+    PAIRS_FOR = {folder for folder, run in ADDRESSES.items() if run.method != TEACHER and WORKSPACE.needs_pairs(run)}
 except UserError as error:
     sys.exit(f"error: {error}")
 
 ROOT = str(WORKSPACE.root)
 RUN = f"{ROOT}/{{backend}}/{{run}}/seed{{seed}}"
 # The command of the environment that Snakemake itself runs in, whether or not it was activated.
-shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+# Runs that differ in seed or step count alone share JAX's compilations, which take seconds.
+JAX_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(f"{ROOT}/jax-cache"))
+shell.prefix(
+    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+    f" JAX_COMPILATION_CACHE_DIR={shlex.quote(JAX_CACHE)}; "
+)
 
 
 wildcard_constraints:
@@ -49,6 +52,11 @@ wildcard_constraints:
 def address_of(wildcards):
     """The run that a path belongs to."""
     return ADDRESSES[f"{wildcards.backend}/{wildcards.run}/seed{wildcards.seed}"]
+
+
+def records_of(runs):
+    """The records of all settings of these runs."""
+    return [f"{ROOT}/{run.folder}/metrics-{setting.name}.json" for run in runs for setting in SETTINGS[str(run.folder)]]
 
 
 def run_options(wildcards):

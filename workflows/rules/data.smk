@@ -8,7 +8,7 @@ rule data:
         f"{ROOT}/logs/data.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.data", "harness.datasets.digits"),
+        source=source_hash("harness.verbs.data", LOADERS[WORKSPACE.profile.data.name]),
         config=WORKSPACE.profile.data.model_dump(mode="json"),
     shell:
         "fewstep data --profile {params.profile} > {log} 2>&1"

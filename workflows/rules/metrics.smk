@@ -1,5 +1,11 @@
 # One job scores all images of a run.
 
+
+def training_summaries(wildcards):
+    """What a run and the students that it comes from say of their training."""
+    return [f"{ROOT}/{run.folder}/train.json" for run in WORKSPACE.chain(address_of(wildcards))]
+
+
 for group, (names, runs) in GROUPS.items():
 
     rule:
@@ -8,7 +14,7 @@ for group, (names, runs) in GROUPS.items():
         input:
             [f"{RUN}/samples-{name}.npz" for name in names],
             f"{RUN}/sampling.json",
-            f"{RUN}/train.json",
+            training_summaries,
             rules.reference.output,
         output:
             [f"{RUN}/metrics-{name}.json" for name in names],

@@ -1,8 +1,7 @@
 # Tables, figures and the report.
 
-RECORDS = [f"{ROOT}/reference/metrics-real-data.json"] + [
-    f"{ROOT}/{folder}/metrics-{setting.name}.json" for folder, settings in SETTINGS.items() for setting in settings
-]
+RECORDS = [f"{ROOT}/reference/metrics-real-data.json", *records_of(RUNS)]
+ABLATION_RECORDS = [*RECORDS, *records_of(ABLATIONS)]
 
 
 rule table:
@@ -35,11 +34,31 @@ rule figures:
         "fewstep figures --profile {params.profile} > {log} 2>&1"
 
 
+rule claims:
+    input:
+        RECORDS,
+    output:
+        expand(f"{ROOT}/tables/claims.{{kind}}", kind=["csv", "md"]),
+    log:
+        f"{ROOT}/logs/claims.log",
+    params:
+        profile=shlex.quote(PROFILE),
+        source=source_hash(
+            "harness.verbs.claims",
+            "harness.moment_matching",
+            "baselines.diff_instruct",
+            *[f"harness.backends.{backend}" for backend in WORKSPACE.profile.backends],
+        ),
+    shell:
+        "fewstep claims --profile {params.profile} > {log} 2>&1"
+
+
 rule report:
     input:
         RECORDS,
         rules.figures.output,
         rules.extractor.output,
+        rules.claims.output,
     output:
         report(f"{ROOT}/report.html", category="Report", caption="../report/report.rst"),
     log:
@@ -50,3 +69,20 @@ rule report:
         templates=template_digest(),
     shell:
         "fewstep report --profile {params.profile} > {log} 2>&1"
+
+
+rule all_ablations:
+    input:
+        ABLATION_RECORDS,
+    output:
+        report(f"{ROOT}/ablations/main.html", category="Ablations", caption="../report/ablations.rst"),
+        expand(f"{ROOT}/ablations/main.{{kind}}", kind=["csv", "md", "tex"]),
+        directory(f"{ROOT}/ablations/figures"),
+    log:
+        f"{ROOT}/logs/ablations.log",
+    params:
+        profile=shlex.quote(PROFILE),
+        source=source_hash("harness.verbs.ablations"),
+        templates=template_digest(),
+    shell:
+        "fewstep ablations --profile {params.profile} > {log} 2>&1"

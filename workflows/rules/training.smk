@@ -26,11 +26,37 @@ rule teacher:
         " --threads {threads} > {log} 2>&1"
 
 
+def origins(wildcards):
+    """The files of other runs that a student is trained from."""
+    run = address_of(wildcards)
+    teacher = WORKSPACE.teacher(run)
+    pairs = [WORKSPACE.pairs(teacher)] if str(run.folder) in PAIRS_FOR else []
+    return list(map(str, {WORKSPACE.checkpoint(teacher), WORKSPACE.checkpoint(WORKSPACE.parent(run)), *pairs}))
+
+
+rule pairs:
+    input:
+        f"{RUN}/teacher.safetensors",
+    output:
+        f"{RUN}/pairs.safetensors",
+    log:
+        f"{RUN}/pairs.log",
+    wildcard_constraints:
+        run=f"{TEACHER}/default/{TEACHER}",
+    threads: 1
+    params:
+        profile=shlex.quote(PROFILE),
+        source=lambda wildcards: source_hash("harness.verbs.pairs", f"harness.backends.{wildcards.backend}"),
+        config=lambda wildcards: digest(WORKSPACE.pairs_config(address_of(wildcards))),
+    shell:
+        "fewstep pairs --profile {params.profile} --backend {wildcards.backend} --seed {wildcards.seed}"
+        " --threads {threads} > {log} 2>&1"
+
+
 rule distill:
     input:
         f"{ROOT}/data/train.npz",
-        lambda wildcards: str(WORKSPACE.checkpoint(WORKSPACE.teacher(address_of(wildcards)))),
-        lambda wildcards: str(WORKSPACE.checkpoint(WORKSPACE.parent(address_of(wildcards)))),
+        origins,
     output:
         f"{RUN}/student.safetensors",
         f"{RUN}/train.json",
