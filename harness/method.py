@@ -112,7 +112,7 @@ class Ops(Protocol):
         """`x` as a constant."""
 
     def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
-        """The gradient of a scalar function at `params`."""
+        """The gradient of a scalar function at `params`, a dict of arrays; itself a constant."""
 
     def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> tuple[Array, Array]:
         """`function` at `params`, and its derivative there along `tangents`."""

@@ -28,7 +28,7 @@ class JaxOps:
 
     def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
         """The gradient of a scalar function at `params`."""
-        return jax.grad(function)(params)
+        return jax.lax.stop_gradient(jax.grad(function)(params))
 
     def jvp(self, function: Callable[[Any], Array], params: Any, tangents: Any) -> tuple[Array, Array]:
         """`function` at `params`, and its derivative there along `tangents`, by forward mode."""
