@@ -225,7 +225,7 @@ class Run:
         turns = [self.method.turns[self.method.turn(step)].passes for step in range(self.schedule.updates)]
         return {
             "updates": self.schedule.updates,
-            "train_passes": sum(turns),
+            "train_passes": sum(turns) * self.schedule.batch,
             "train_seconds": round(self.elapsed, 2),
             "peak_memory_mb": round(self.backend.peak_memory_mb(), 1),
         }

@@ -160,14 +160,11 @@ class Workspace:
         return {**self.run_config(teacher), "pairs": self.require_pairs().model_dump(mode="json")}
 
     def pair_passes(self, address: RunAddress) -> int:
-        """Network passes of a batch that a run's pairs cost; 0 where it trains on none."""
-        return 0 if address.method == TEACHER else self._pair_passes(address, self.training(address)[0].batch)
-
-    def _pair_passes(self, address: RunAddress, batch: int) -> int:
-        if not self.needs_pairs(address):
+        """Network passes of an image that a run's pairs cost; 0 where it trains on none."""
+        if address.method == TEACHER or not self.needs_pairs(address):
             return 0
         pairs = self.require_pairs()
-        return -(-pairs.count * pairs.steps // batch)
+        return pairs.count * pairs.steps
 
     def checkpoint(self, address: RunAddress) -> Path:
         """The result of one run."""
@@ -224,14 +221,14 @@ class Workspace:
 
     def _matched_updates(self, address: RunAddress, batch: int) -> int:
         """The most updates of a student that the profile's matched passes pay for."""
-        budget = (self.profile.matched_passes or 0) * len(self.steps(address)) - self._pair_passes(address, batch)
+        budget = (self.profile.matched_passes or 0) * len(self.steps(address)) - self.pair_passes(address)
         patch = self.profile.network.patch
         spec = self.spec((1, patch, patch), 1)  # the passes do not depend on the images
         method = get_method(address.method)(max(self.steps(address)), 1, self.clock, self.options(address), spec)
-        updates, spent = 0, method.turns[method.turn(0)].passes
+        updates, spent = 0, batch * method.turns[method.turn(0)].passes
         while spent <= budget:
             updates += 1
-            spent += method.turns[method.turn(updates)].passes
+            spent += batch * method.turns[method.turn(updates)].passes
         if updates == 0:
             raise UserError(f"matched_passes: too few for one update of {address.method}; raise it")
         return updates

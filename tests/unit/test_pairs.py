@@ -71,7 +71,7 @@ def test_a_student_is_trained_on_them_and_pays_for_them(workspace: Workspace) ->
     method = workspace.make_method(STUDENT_RUN, SPEC)
     own = sum(method.turns[method.turn(step)].passes for step in range(LENGTH["updates"]))
     cost = training_cost(workspace, STUDENT_RUN)
-    assert cost["train_passes"] == own + -(-COUNT * STEPS // LENGTH["batch"])
+    assert cost["train_passes"] == LENGTH["batch"] * own + COUNT * STEPS
 
 
 def test_missing_pairs_and_those_of_another_configuration_are_refused(workspace: Workspace, tmp_path: Path) -> None:

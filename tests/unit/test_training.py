@@ -123,7 +123,7 @@ def test_a_run_leaves_its_result_log_and_summary_and_nothing_else(whole: Path) -
     summary = json.loads((whole / "train.json").read_text())
     assert summary.keys() == {"params", "updates", "train_passes", "train_seconds", "peak_memory_mb"}
     assert (summary["params"], summary["updates"]) == (TINY.n_parameters, 23)
-    assert summary["train_passes"] == 23 * 3, "one forward and one backward pass each"
+    assert summary["train_passes"] == 23 * 3 * SCHEDULE.batch, "one forward and one backward pass of each image"
     assert summary["train_seconds"] > 0
     assert summary["peak_memory_mb"] > 10
 

@@ -131,19 +131,21 @@ def test_guided_samples_are_further_settings_of_the_teacher(tmp_path: Path) -> N
 def test_matched_compute_gives_every_method_the_same_network_passes(tmp_path: Path) -> None:
     pairs = {"count": 10, "steps": 4}
     methods = [METHODS[0], {**METHODS[0], "id": "moment-matching/instant", "overrides": {}}, dmd_config()]
-    workspace = open_workspace(tmp_path, {"methods": methods, "matched_passes": 100, "pairs": pairs})
+    workspace = open_workspace(tmp_path, {"methods": methods, "matched_passes": 400, "pairs": pairs})
     spec = workspace.spec((1, 4, 4), 3)
     for run in workspace.runs():
         if run.method == TEACHER:
             assert workspace.training(run)[0].updates == CONTENT["teacher"]["updates"]
             continue
         method, updates = workspace.make_method(run, spec), workspace.training(run)[0].updates
-        spent = sum(method.turns[method.turn(step)].passes for step in range(updates)) + workspace.pair_passes(run)
-        assert spent <= 100 < spent + method.turns[method.turn(updates)].passes
+        passes = [
+            workspace.training(run)[0].batch * method.turns[method.turn(step)].passes for step in range(updates + 1)
+        ]
+        assert sum(passes[:-1]) <= 400 - workspace.pair_passes(run) < sum(passes)
         assert workspace.run_config(run)["student"]["updates"] == method.updates == updates
-    assert workspace.pair_passes(RunAddress("jax", "dmd", "default", "k1", 0)) == 10, "40 passes of an image, 4 a batch"
+    assert workspace.pair_passes(RunAddress("jax", "dmd", "default", "k1", 0)) == 40
     with pytest.raises(UserError, match="matched_passes: too few for one update of moment-matching/alternating"):
-        open_workspace(tmp_path, {"methods": methods, "matched_passes": 4}).training(K4)
+        open_workspace(tmp_path, {"methods": methods, "matched_passes": 19}).training(K4)
 
 
 def dmd_config() -> dict[str, Any]:
