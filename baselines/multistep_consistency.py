@@ -1,8 +1,8 @@
 """Multistep consistency distillation (Heek et al. 2024): consistency within each of k equal segments of the clock."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from baselines.consistency import Distillation, DistillationOptions, Hop
+from baselines.consistency import Distillation, DistillationOptions, Hop, require_growth
 
 
 class MultistepConsistencyOptions(DistillationOptions):
@@ -10,6 +10,8 @@ class MultistepConsistencyOptions(DistillationOptions):
 
     hop: Hop = Field("addim", description="the teacher's solver from t to m")
     final_intervals: int = Field(64, ge=1, description="as `intervals`, at the last update")
+
+    _growing = model_validator(mode="after")(require_growth)
 
 
 class MultistepConsistency(Distillation):

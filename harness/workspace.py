@@ -1,10 +1,11 @@
 """Where everything that a profile generates lies, and what each run is made from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.addresses import TEACHER, RunAddress, Setting
 from harness.backends.base import Adam
 from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
@@ -14,47 +15,6 @@ from harness.networks.transformer import TransformerSpec
 from harness.training import Schedule
 
 DEFAULT_RESULTS = Path("results/runs")
-TEACHER = "teacher"
-
-
-@dataclass(frozen=True)
-class RunAddress:
-    """Which run: its folder is <backend>/<method>/<variant>/<student>/seed<seed>, the method's slash as a dash."""
-
-    backend: str
-    method: str
-    variant: str
-    student: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.method == TEACHER and (self.variant, self.student) != ("default", TEACHER):
-            raise UserError(f"the teacher has no student {self.student!r} ({self.variant}); name a --method as well")
-
-    @property
-    def name(self) -> str:
-        """What is trained, whatever the backend and the seed: the middle of the folder's path."""
-        return f"{self.method.replace('/', '-')}/{self.variant}/{self.student}"
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder below the profile's."""
-        return Path(self.backend, self.name, f"seed{self.seed}")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to draw samples from a network."""
-
-    sampler: str
-    steps: int
-    guidance: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """As in file names: samples-<name>.npz, metrics-<name>.json."""
-        guided = "" if self.guidance == 0 else f"-w{self.guidance:g}"
-        return f"{self.sampler}{guided}-k{self.steps}"
 
 
 class Workspace:
@@ -281,13 +241,24 @@ class Workspace:
         return self._students(self.profile.ablations)
 
     def _students(self, configs: list[MethodConfig]) -> list[RunAddress]:
-        return [
-            RunAddress(backend, config.id, config.variant, student, seed)
-            for config in configs
-            for backend in config.backends or self.profile.backends
-            for student in get_method(config.id).students(config.steps)
-            for seed in self._seeds(config, backend, student)
-        ]
+        runs = []
+        for config in configs:
+            students = get_method(config.id).students(config.steps)
+            named = [*config.overrides, *(student for repeated in config.repeats.values() for student in repeated)]
+            for student in named:
+                if student not in students:
+                    known = ", ".join(students)
+                    raise UserError(
+                        f"{config.id} ({config.variant}): overrides or repeats name the student {student!r}, but with "
+                        f"steps {config.steps} it has: {known}"
+                    )
+            runs += [
+                RunAddress(backend, config.id, config.variant, student, seed)
+                for backend in config.backends or self.profile.backends
+                for student in students
+                for seed in self._seeds(config, backend, student)
+            ]
+        return runs
 
     def _seeds(self, config: MethodConfig, backend: str, student: str) -> list[int]:
         return [*self.profile.seeds, *config.repeats.get(backend, {}).get(student, [])]  # type: ignore[call-overload]

@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from harness.datasets import ImageSet
+from harness.reporting.claims_evidence import ALTERNATING
 from harness.reporting.grids import read_samples, tile
 from harness.reporting.records import ALIKE, SAMPLERS, Record, frame, method_name, over_seeds
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, plain, save
 
-STUDENT = "moment-matching/alternating"
 TRANSITIONS = {
     "default": r"Conditional: $z_s \sim q(z_s \mid z_t, \tilde{x})$",
     "unconditional": r"Unconditional: $z_s \sim q(z_s \mid \tilde{x})$",
@@ -44,7 +44,7 @@ def transition_grids(records: Sequence[Record], folder: Path, real_images: Path 
     kept: dict[tuple[int, str, int | None], dict[str, Record]] = {}
     for record in records:
         row = record.row
-        if row.method == STUDENT and row.variant in TRANSITIONS and record.samples.exists():
+        if row.method == ALTERNATING and row.variant in TRANSITIONS and record.samples.exists():
             kept.setdefault((row.steps, row.backend, row.seed), {})[row.variant] = record
     pairs = {key: pair for key, pair in kept.items() if len(pair) == len(TRANSITIONS)}
     if not pairs:

@@ -67,8 +67,9 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
 }
 NOTE = (
     f"Intervals are {CONFIDENCE:.0%} t-intervals over training seeds, of the logarithm where the statistic is a ratio: "
-    "Welch's between two methods, one-sample against a teacher. Images are never resampled. With fewer than three "
-    "seeds a comparison of methods at 8 steps stays undecided. Claims are not corrected for their number."
+    "Welch's between two methods, one-sample against a teacher; C6's are over splits of the images. Images are never "
+    "resampled. With fewer than three seeds a comparison of methods at 8 steps stays undecided. Claims are not "
+    "corrected for their number."
 )
 
 

@@ -16,6 +16,7 @@ from harness.reporting.records import DASH
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3  # with fewer there is no interval
+UNREPEATED = 1.25  # ratio of FIDs that decides without an interval, far outside of what seeds vary
 MANY = 8  # the step count at which methods are compared over seeds
 ALTERNATING, INSTANT = "moment-matching/alternating", "moment-matching/instant"
 
@@ -141,7 +142,8 @@ def below(estimates: Estimates, bound: float = 0.0, *, by_seeds: bool) -> Verdic
     """Whether a difference lies below a bound.
 
     Intervals decide where there are any: all below, or all above. Without any, `by_seeds` leaves it undecided;
-    otherwise the estimates of at least two backends decide, if all lie on one side.
+    otherwise differences of logarithms decide where those of at least two backends all lie on one side by more than
+    log(UNREPEATED). Backends share seed and noise, and are no replicates of one another: hence the margin.
     """
     if not estimates:
         return Verdict.UNTESTED
@@ -169,7 +171,9 @@ def within(estimates: Estimates, margin: float) -> Verdict:
 
 def _deciding(estimates: Estimates, *, by_seeds: bool) -> list[Estimate]:
     with_interval = [estimate for estimate in estimates.values() if estimate.half is not None]
-    return list(estimates.values()) if not with_interval and not by_seeds and len(estimates) > 1 else with_interval
+    if with_interval or by_seeds or len(estimates) < 2:
+        return with_interval
+    return [replace(estimate, half=float(np.log(UNREPEATED))) for estimate in estimates.values()]
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:

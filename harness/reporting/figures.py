@@ -26,7 +26,7 @@ from harness.reporting.training_curves import instant_loss, training_curves
 CAPTIONS = "captions.json"
 
 
-IMPLIED_STEPS = (8, 64)  # of students, and of the teacher
+IMPLIED_STEPS = (8, 64)  # few, as of students, and many
 
 
 def write_figures(
@@ -193,13 +193,13 @@ def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
         ax.set_ylabel("FID (lower is better)")
         ax.xaxis.set_tick_params(labelbottom=True)
     for ax in axes[-1]:
-        ax.set_xlabel("network passes of training (logarithmic)")
+        ax.set_xlabel("network passes of one image in training (logarithmic)")
     canvas.tight_layout()
     canvas.legend(handles=_keys(students, teachers), loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
-        "FID against the network passes of training, both axes logarithmic: a panel for each number of sampling steps, "
-        "a point for each student (colour: method; marker: backend). A forward pass counts one and a backward pass "
-        "two; a chain of students counts all its stages, and pairs count that the teacher made for a student; one "
+        "FID against the network passes of one image in training, both axes logarithmic: a panel for each number of "
+        "sampling steps, a point for each student (colour: method; marker: backend). A forward pass counts one and a "
+        "backward pass two; a chain of students counts all its stages, and pairs that the teacher made count; one "
         "student that serves several step counts stands with all its passes in each panel; the teacher's training is "
         "not counted. Horizontal lines: the teacher's ancestral sampling with as many steps. Lower left is better."
     )

@@ -172,8 +172,8 @@ def _caption(rows: pd.DataFrame, identities: dict[str, dict[str, str]], n: int) 
         "Bold: the best of each NFE group on one backend, among rows of this identity and one convention. "
         "KID is unbiased, so values about zero may be negative. "
         "NN distance: mean Euclidean distance from a sample to its nearest training image, pixels in [-1, 1]. "
-        "Updates, network passes (a backward pass counts two; all stages of a chain of students count, and pairs that "
-        "the teacher made for it) and peak memory are those of training."
+        "Updates, passes (of one image through a network; a backward pass counts two, and pairs that the teacher made "
+        "count) and peak memory are those of training, of all stages of a chain of students."
     )
 
 

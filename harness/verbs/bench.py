@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.addresses import TEACHER, RunAddress
 from harness.backends import BACKENDS, get_backend
 from harness.backends.base import Adam, Weights
 from harness.datasets import ImageSet, load_dataset, unit_range
@@ -24,7 +25,7 @@ from harness.networks.transformer import TransformerSpec, initial_head, initial_
 from harness.noise import Noise
 from harness.provenance import run_record
 from harness.training import BatchStream, Run, Schedule
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 
 MATCHING = "moment-matching/alternating"
 BY_HAND = {"denoise": TEACHER, "auxiliary": MATCHING, "student": MATCHING}
@@ -77,7 +78,10 @@ def beside_loops_by_hand(workspace: Workspace, data: ImageSet) -> Iterator[Row]:
 
 
 def beside_bare_passes(workspace: Workspace, data: ImageSet) -> Iterator[Row]:
-    """Every turn's update of the teacher and of each method's default variant, at its largest step count."""
+    """Every turn's update of the teacher and of each method's default variant, at its smallest step count.
+
+    The calls of an update do not depend on it, DMD2's apart, which are of one batch each for one step alone.
+    """
     passes: dict[tuple[str, int], Callable[[Turn], object]] = {}
     for method_id, student in _students(workspace):
         updates: dict[str, Contenders] = {}
@@ -109,7 +113,7 @@ def _students(workspace: Workspace) -> Iterator[tuple[str, str]]:
     for config in workspace.profile.methods:
         if config.variant == "default":
             students = get_method(config.id).students(config.steps)
-            yield config.id, max(students, key=lambda name: max(students[name]))
+            yield config.id, min(students, key=lambda name: max(students[name]))
 
 
 def _bound(workspace: Workspace, address: RunAddress, data: ImageSet) -> tuple[Method, Schedule, Adam]:

@@ -1,7 +1,8 @@
 """`fewstep distill`: train one student of one method."""
 
+from harness.addresses import RunAddress
 from harness.verbs.train import train
-from harness.workspace import RunAddress, Workspace
+from harness.workspace import Workspace
 
 
 def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:

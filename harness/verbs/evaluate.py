@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.addresses import TEACHER, RunAddress
 from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
@@ -14,7 +15,7 @@ from harness.metrics.extractors import Extractor, load_extractor
 from harness.metrics.reference import Reference
 from harness.provenance import run_record
 from harness.samplers import LABEL_POLICY, nfe
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 
 METRICS = ("fid", "is", "kid", "precision", "recall")
 CONVENTION = "final"
@@ -30,7 +31,8 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     if sampling["checkpoint"] != manifest["digest"]:
         raise UserError(f"{folder}: the samples are of other weights than its checkpoint's; sample this run again")
     provenance = {"config": workspace.record_digest(address), "checkpoint": manifest["digest"]}
-    provenance |= {"training": training["provenance"], "sampling": sampling["provenance"]}
+    provenance |= {"training": {**training["provenance"], "origins": training["origins"]}}
+    provenance |= {"sampling": sampling["provenance"]}
     if method == TEACHER:
         provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
     cost = training_cost(workspace, address)

@@ -5,12 +5,13 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import load_checkpoint, require_config, save_checkpoint
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from harness.samplers import draw_images, equal_times, sampling_step
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 
 PURPOSE = "pairs"
 """Apart from the noise of evaluated samples: a student is not to be scored on noise that it was trained on."""

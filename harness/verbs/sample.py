@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import load_checkpoint, require_config
 from harness.datasets.archive import save_arrays
@@ -17,7 +18,7 @@ from harness.metrics.images import to_uint8
 from harness.networks.transformer import TransformerSpec
 from harness.provenance import run_record
 from harness.samplers import draw_images, sampling_step
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 
 
 def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
+from harness.addresses import RunAddress
 from harness.backends import get_backend
 from harness.backends.base import Weights
 from harness.checkpoint import differences, load_checkpoint, require_config
@@ -16,7 +17,7 @@ from harness.networks.transformer import TransformerSpec, initial_head, initial_
 from harness.noise import Noise
 from harness.provenance import run_record, source_hash
 from harness.training import SECOND_MOMENTS, BatchStream, Run
-from harness.workspace import RunAddress, Workspace
+from harness.workspace import Workspace
 
 
 def source_modules(backend: str, method_class: type[Method]) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     learner = backend.learner(method, spec, weights, adam)
     run = Run(folder, backend, learner, schedule, address.seed, streams)
     key = digest({**manifest, "source": source_hash(*source_modules(address.backend, type(method)))})
-    summary = {"params": spec.n_parameters, "config": digest(config), "provenance": run_record()}
+    summary = {"params": spec.n_parameters, "config": digest(config), "origins": origins, "provenance": run_record()}
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
 
 
@@ -67,11 +68,15 @@ def data_stream(data: ImageSet, seed: int) -> BatchStream:
 
 
 def pairs_stream(workspace: Workspace, address: RunAddress) -> tuple[BatchStream, str]:
-    """The pairs of a run's teacher, and the digest of their file."""
+    """The pairs of a run's teacher, and the digest of their file. Raises UserError for those of other weights."""
     teacher = workspace.teacher(address)
     path = workspace.pairs(teacher)
+    if not path.is_file():
+        raise UserError(f"{path}: not there; make the teacher's pairs first, with: fewstep pairs")
     pairs, manifest = load_checkpoint(path)
     require_config(path, manifest, workspace.pairs_config(teacher))
+    if manifest["teacher"] != load_checkpoint(workspace.checkpoint(teacher))[1]["digest"]:
+        raise UserError(f"{path}: the pairs are of other weights than the teacher's; make them again: fewstep pairs")
     return BatchStream("pairs", pairs, Noise(address.seed)), manifest["digest"]
 
 

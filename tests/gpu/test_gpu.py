@@ -62,7 +62,7 @@ def test_the_throughput_of_every_update(backend: str, tmp_path: Path) -> None:
     compute("throughput", backend, True, tmp_path / "rows.json")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {(row["method"], row["turn"]) for row in rows} == {turn for turn in TURNS if turn[0] != Probe.id}
-    assert all(row["device"] != "cpu" and row["ratio"] > 0 for row in rows)
+    assert all(row["device"] != "cpu" for row in rows)
     if measure.TABLE in os.environ:
         measure.write_table(Path(os.environ[measure.TABLE]), rows)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from harness.addresses import TEACHER, RunAddress
 from harness.checkpoint import load_checkpoint
 from harness.config import load_profile
 from harness.datasets import ImageSet, load_dataset, split_rows, unit_range
@@ -21,7 +22,7 @@ from harness.noise import Noise
 from harness.training import BatchStream
 from harness.verbs import data as data_verb
 from harness.verbs import teacher
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 from tests.profiles import CONTENT, write_profile
 
 COUNTS = {"ant": 10, "bee": 20, "cat": 30}

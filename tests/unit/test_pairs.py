@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
@@ -14,7 +15,7 @@ from harness.errors import UserError
 from harness.noise import Noise
 from harness.verbs import distill, pairs, teacher
 from harness.verbs.evaluate import training_cost
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 from tests.conftest import SPEC, random_batch
 from tests.profiles import LENGTH, OPTIMISER, write_profile
 

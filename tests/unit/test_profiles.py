@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.addresses import TEACHER
 from harness.method import Method, registry
 from harness.networks.transformer import TransformerSpec
-from harness.workspace import TEACHER, Workspace
+from harness.workspace import Workspace
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "config"
 PROFILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness import method as contract
+from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
@@ -16,7 +17,7 @@ from harness.noise import Noise
 from harness.training import BatchStream
 from harness.verbs import data, teacher, train
 from harness.verbs.train import data_stream, starting_weights
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 from tests.profiles import write_profile
 
 SEED = 0

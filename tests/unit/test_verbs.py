@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.addresses import TEACHER, RunAddress
 from harness.checkpoint import load_checkpoint
 from harness.config import digest
 from harness.datasets import ImageSet
@@ -15,7 +16,7 @@ from harness.errors import UserError
 from harness.training import Run
 from harness.verbs import distill, sample, table, teacher
 from harness.verbs import train as training_verb
-from harness.workspace import TEACHER, RunAddress, Workspace
+from harness.workspace import Workspace
 from tests.conftest import SPEC, random_batch
 from tests.profiles import MATCHING, write_profile
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from harness.addresses import TEACHER, RunAddress, Setting
 from harness.errors import UserError
-from harness.workspace import TEACHER, RunAddress, Setting, Workspace
+from harness.workspace import Workspace
 from tests.profiles import CONTENT, MATCHING, write_profile
 
 METHODS = [

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.workspace import TEACHER, Workspace
+from harness.addresses import TEACHER
+from harness.workspace import Workspace
 from tests.workflow.conftest import run
 
 COLUMNS = (

@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import harness.reporting
+from harness.addresses import TEACHER
 from harness.config import digest
 from harness.datasets import LOADERS
 from harness.errors import UserError
+from harness.method import get_method
 from harness.metrics.extractors import EXTRACTORS
 from harness.provenance import source_hash
+from harness.training import SECOND_MOMENTS
 from harness.validation import suggest
 from harness.verbs.train import source_modules
-from harness.workspace import TEACHER, Workspace
+from harness.workspace import Workspace
 
-from harness.method import get_method
 
 unknown = sorted(set(config) - {"profile"})
 if unknown:
@@ -34,9 +36,9 @@ except UserError as error:
 
 ROOT = str(WORKSPACE.root)
 RUN = f"{ROOT}/{{backend}}/{{run}}/seed{{seed}}"
-# The command of the environment that Snakemake itself runs in, whether or not it was activated.
 # Runs that differ in seed or step count alone share JAX's compilations, which take seconds.
 JAX_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(f"{ROOT}/jax-cache"))
+# The command of the environment that Snakemake itself runs in, whether or not it was activated.
 shell.prefix(
     f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
     f" JAX_COMPILATION_CACHE_DIR={shlex.quote(JAX_CACHE)}; "

@@ -30,8 +30,12 @@ def origins(wildcards):
     """The files of other runs that a student is trained from."""
     run = address_of(wildcards)
     teacher = WORKSPACE.teacher(run)
-    pairs = [WORKSPACE.pairs(teacher)] if str(run.folder) in PAIRS_FOR else []
-    return list(map(str, {WORKSPACE.checkpoint(teacher), WORKSPACE.checkpoint(WORKSPACE.parent(run)), *pairs}))
+    files = [WORKSPACE.checkpoint(teacher), WORKSPACE.run(teacher) / SECOND_MOMENTS]
+    if WORKSPACE.parent(run) != teacher:
+        files.append(WORKSPACE.checkpoint(WORKSPACE.parent(run)))
+    if str(run.folder) in PAIRS_FOR:
+        files.append(WORKSPACE.pairs(teacher))
+    return [str(path) for path in files]
 
 
 rule pairs:
