@@ -81,8 +81,8 @@ def test_every_method_and_turn_has_its_row(tmp_path: Path, monkeypatch: pytest.M
     rows = {row["quantity"]: row for row in json.loads((tmp_path / "bench.json").read_text())["rows"]}
     assert list(rows) == [
         "teacher (teacher), denoise update, torch: harness / bare passes",
-        f"{MATCHING} (k4), auxiliary update, torch: harness / bare passes",
-        f"{MATCHING} (k4), student update, torch: harness / bare passes",
+        f"{MATCHING} (k1), auxiliary update, torch: harness / bare passes",
+        f"{MATCHING} (k1), student update, torch: harness / bare passes",
         "fewstep --help",
     ]
     for row in list(rows.values())[:3]:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
-from harness.checkpoint import load_checkpoint
+from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.datasets import ImageSet
 from harness.diffusion import ddim
 from harness.errors import UserError
@@ -79,8 +79,12 @@ def test_missing_pairs_and_those_of_another_configuration_are_refused(workspace:
     other = open_workspace(tmp_path, pairs={"count": COUNT, "steps": STEPS + 1})
     with pytest.raises(UserError, match=r"pairs.safetensors: .*another configuration \(pairs.steps is 3, expected 4\)"):
         distill.run(other, "torch", "dmd", "default", "k1", 0)
+    pairs_of_others, manifest = load_checkpoint(workspace.pairs(TEACHER_RUN))
+    save_checkpoint(workspace.pairs(TEACHER_RUN), pairs_of_others, {"config": manifest["config"], "teacher": "0" * 64})
+    with pytest.raises(UserError, match=r"pairs.safetensors: the pairs are of other weights than the teacher's"):
+        distill.run(workspace, "torch", "dmd", "default", "k1", 0)
     workspace.pairs(TEACHER_RUN).unlink()
-    with pytest.raises(UserError, match=r"pairs.safetensors: no such checkpoint; train it first, or correct the path"):
+    with pytest.raises(UserError, match=r"pairs.safetensors: not there; make .* first, with: fewstep pairs"):
         distill.run(workspace, "torch", "dmd", "default", "k1", 0)
     with pytest.raises(UserError, match=r"the section pairs \(count, steps\) is missing; add it"):
         pairs.run(open_workspace(tmp_path, pairs=None), "torch", 0)

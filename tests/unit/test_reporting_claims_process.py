@@ -71,7 +71,7 @@ def test_c8_and_c10_judge_what_was_computed():
     [
         (1.0, 900, 1.0, "holds"),  # alternating is better and takes more passes
         (1.0, 500, 1.0, "does not hold"),  # better and cheaper
-        (1.0, 500, 2.0, "holds"),  # better and cheaper, but larger
+        (1.0, 500, 2.0, "does not hold"),  # memory, the whole process's, decides nothing
         (9.0, 500, 1.0, "holds"),  # instant is better and takes more passes
         (9.0, 900, 1.0, "does not hold"),
     ],

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness.addresses import TEACHER
 from harness.workspace import Workspace
@@ -20,8 +21,20 @@ COLUMNS = (
 COMMAND = ("snakemake", "--cores", "2", "--config", "profile=smoke")
 WORKSPACE = Workspace("smoke")
 RUNS = list(WORKSPACE.runs())
-REPORTING = {"table", "figures", "report"}
+PAIRED = {WORKSPACE.teacher(run) for run in RUNS if run.method == "dmd"}
+REPORTING = {"table", "claims", "figures", "report"}
 TRAINING = {"teacher", "distill"}
+IMAGES = 32  # a batch
+COSTS = {(TEACHER, k): (60, 60 * 3 * IMAGES) for k in (1, 2, 4)} | {
+    ("moment-matching/alternating", 2): (30, 30 * 5 * IMAGES),
+    ("moment-matching/instant", 2): (10, 10 * 10 * IMAGES),
+    ("progressive", 2): (30, 30 * 5 * IMAGES),
+    ("progressive", 1): (60, 60 * 5 * IMAGES),  # its parent's too
+    ("consistency-distillation", 2): (30, 30 * 6 * IMAGES),
+    ("consistency-distillation", 1): (30, 30 * 6 * IMAGES),
+    ("dmd", 1): (30, 15 * (4 + 8) * IMAGES + 64 * 2),  # and the pairs
+}
+"""Updates, and passes of an image: forward 1, backward 2, along the parameters 2."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +62,8 @@ def test_every_run_leaves_its_files_and_nothing_half_done(results: Path) -> None
         names |= {f"{step}.{kind}" for step in ("train", "sample", "evaluate") for kind in ("log", "benchmark.tsv")}
         weights = {"teacher", "second_moments"} if address.method == TEACHER else {"student"}
         names |= {f"{name}.safetensors" for name in weights}
+        if address in PAIRED:
+            names |= {"pairs.safetensors", "pairs.log"}
         for setting in WORKSPACE.settings(address):
             names |= {f"samples-{setting.name}.npz", f"metrics-{setting.name}.json"}
         folder = results / address.folder
@@ -62,8 +77,11 @@ def test_every_run_leaves_its_files_and_nothing_half_done(results: Path) -> None
 def test_everything_else_is_there(results: Path) -> None:
     expected = [f"data/{split}.npz" for split in ("train", "heldout")] + ["extractor.json", "report.html"]
     expected += [f"reference/{name}" for name in ("train.npz", "heldout.npz", "metrics-real-data.json")]
-    expected += [f"tables/main.{kind}" for kind in ("csv", "md", "tex", "html")]
-    expected += [f"logs/{rule}.log" for rule in ("data", "extractor", "reference", "table", "figures", "report")]
+    expected += [f"tables/main.{kind}" for kind in ("csv", "md", "tex", "html")] + [
+        "tables/claims.csv",
+        "tables/claims.md",
+    ]
+    expected += [f"logs/{rule}.log" for rule in ("data", "extractor", "reference", *REPORTING)]
     for name in expected:
         assert (results / name).stat().st_size > 0, name
     figures = {path.name for path in (results / "figures").iterdir()}
@@ -79,11 +97,12 @@ def test_the_table_has_the_agreed_columns(results: Path) -> None:
 
 def test_the_table_has_every_row_of_the_profile(rows: list[dict[str, str]]) -> None:
     expected = {
-        (run.backend, run.method, run.variant, setting.sampler, str(setting.steps), str(run.seed))
+        (run.backend, run.method, run.variant, setting.sampler, str(setting.steps), setting.guidance, str(run.seed))
         for run in RUNS
         for setting in WORKSPACE.settings(run)
     }
-    found = [tuple(row[key] for key in ("backend", "method", "variant", "sampler", "steps", "seed")) for row in rows]
+    keys = ("backend", "method", "variant", "sampler", "steps", "guidance", "seed")
+    found = [tuple(float(row[key] or 0) if key == "guidance" else row[key] for key in keys) for row in rows]
     generated = [row for row in found if row[1] != "real-data"]
     assert len(found) == len(generated) + 1
     assert len(generated) == len(set(generated)) == len(expected)
@@ -100,10 +119,8 @@ def test_the_numbers_are_plausible(rows: list[dict[str, str]]) -> None:
         assert 1 <= float(row["is"]) <= 10
         assert 0 <= float(row["precision"]) <= 1
         if row["method"] != "real-data":
-            steps = int(row["nfe"])
-            assert steps == int(row["steps"])
-            assert int(row["updates"]) == (60 if row["method"] == TEACHER else 30)
-            assert int(row["train_passes"]) == (60 * 3 if row["method"] == TEACHER else 30 * 5)
+            assert int(row["nfe"]) == int(row["steps"]) * (1 if float(row["guidance"]) == 0 else 2)
+            assert (int(row["updates"]), int(row["train_passes"])) == COSTS[row["method"], int(row["steps"])]
             assert min(float(row[key]) for key in ("train_seconds", "peak_memory_mb", "images_per_second")) > 0
 
 
@@ -169,7 +186,7 @@ def test_a_comment_in_the_objective_changes_nothing(finished: Path, append) -> N
 def test_an_edit_of_the_objective_trains_its_students_again(finished: Path, append) -> None:
     append("EDITED = 1 + 1", "harness/moment_matching.py")
     jobs = planned(finished)
-    students = sum(run.method != TEACHER for run in RUNS)
+    students = sum(run.method.startswith(("moment-matching", "dmd")) for run in RUNS)
     assert jobs.pop("distill") == students
     assert "teacher" not in jobs
     assert sum(count for rule, count in jobs.items() if rule.startswith(("sample_", "evaluate_"))) == 2 * students
@@ -231,9 +248,9 @@ def test_a_baseline_is_one_file_and_a_name_in_a_profile(finished: Path) -> None:
         "    def students(cls, steps):\n"
         '        return {"all": steps}\n'
     )
-    profile = (finished / "workflows/config/smoke.yaml").read_text()
-    changed = profile.replace("moment-matching/alternating", "every-step").replace("steps:   [2]", "steps:   [2, 1]")
-    (finished / "mine.yaml").write_text(changed)
+    methods = yaml.safe_load((finished / "workflows/config/smoke.yaml").read_text())["methods"]
+    changed = [{**methods[0], "id": "every-step", "steps": [2, 1], "repeats": {}}]
+    (finished / "mine.yaml").write_text(yaml.safe_dump({"extends": "smoke", "methods": changed, "ablations": []}))
     result = run("snakemake", "-n", "--cores", "2", "--config", "profile=mine.yaml", cwd=finished)
     assert result.returncode == 0, result.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))

@@ -18,7 +18,6 @@ from harness.validation import suggest
 from harness.verbs.train import source_modules
 from harness.workspace import Workspace
 
-
 unknown = sorted(set(config) - {"profile"})
 if unknown:
     sys.exit(f"error: unknown config key {unknown[0]!r}; {suggest(unknown[0], ['profile'])}")
@@ -65,6 +64,23 @@ def run_options(wildcards):
     """The command-line options that name a run."""
     run = address_of(wildcards)
     return f"--backend {run.backend} --method {run.method} --variant {run.variant} --student {run.student} --seed {run.seed}"
+
+
+def origins(wildcards):
+    """The files of other runs that a student is trained from."""
+    run = address_of(wildcards)
+    teacher = WORKSPACE.teacher(run)
+    files = [WORKSPACE.checkpoint(teacher), WORKSPACE.run(teacher) / SECOND_MOMENTS]
+    if WORKSPACE.parent(run) != teacher:
+        files.append(WORKSPACE.checkpoint(WORKSPACE.parent(run)))
+    if str(run.folder) in PAIRS_FOR:
+        files.append(WORKSPACE.pairs(teacher))
+    return [str(path) for path in files]
+
+
+def training_summaries(wildcards):
+    """What a run and the students that it comes from say of their training."""
+    return [f"{ROOT}/{run.folder}/train.json" for run in WORKSPACE.chain(address_of(wildcards))]
 
 
 def template_digest():

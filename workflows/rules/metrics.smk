@@ -1,11 +1,6 @@
 # One job scores all images of a run.
 
 
-def training_summaries(wildcards):
-    """What a run and the students that it comes from say of their training."""
-    return [f"{ROOT}/{run.folder}/train.json" for run in WORKSPACE.chain(address_of(wildcards))]
-
-
 for group, (names, runs) in GROUPS.items():
 
     rule:

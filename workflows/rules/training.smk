@@ -26,18 +26,6 @@ rule teacher:
         " --threads {threads} > {log} 2>&1"
 
 
-def origins(wildcards):
-    """The files of other runs that a student is trained from."""
-    run = address_of(wildcards)
-    teacher = WORKSPACE.teacher(run)
-    files = [WORKSPACE.checkpoint(teacher), WORKSPACE.run(teacher) / SECOND_MOMENTS]
-    if WORKSPACE.parent(run) != teacher:
-        files.append(WORKSPACE.checkpoint(WORKSPACE.parent(run)))
-    if str(run.folder) in PAIRS_FOR:
-        files.append(WORKSPACE.pairs(teacher))
-    return [str(path) for path in files]
-
-
 rule pairs:
     input:
         f"{RUN}/teacher.safetensors",
