@@ -47,7 +47,10 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
         "z_s drawn given x~ and z_t gives far more diverse samples than z_s drawn given x~ alone",
         conditional_is_more_diverse,
     ),
-    "C6": ("Guidance in the teacher raises Inception Score (CLIP score needs captions)", guidance_raises_inception_score),
+    "C6": (
+        "Guidance in the teacher raises Inception Score (CLIP score needs captions)",
+        guidance_raises_inception_score,
+    ),
     "C7": ("The instant loss rises briefly, then decays exponentially", instant_loss_decays),
     "C8": (
         "Ancestral and DDIM sampling weight the network's predictions differently in the sample",

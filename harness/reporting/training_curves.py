@@ -75,7 +75,8 @@ def instant_loss(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
         ax.plot(*running_mean(x, y, max(1, len(y) // SMOOTH)), color=tint, linewidth=1.4)
     # Linear about zero, as far as the last values scatter there; logarithmic above.
     last = np.concatenate([y[-max(1, len(y) // 10) :] for _, _, y in curves.values()])
-    axes[0, 0].set_yscale("symlog", linthresh=float(np.median(np.abs(last))) or 1.0)
+    scatter = float(np.median(np.abs(last))) or 1.0
+    axes[0, 0].set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(scatter)))  # a tick there, and none within
     for ax, backend in zip(axes[0], backends, strict=True):
         ax.axhline(0, color=REFERENCE, linewidth=0.8)
         ax.yaxis.set_major_formatter(FuncFormatter(plain))
