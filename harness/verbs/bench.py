@@ -108,7 +108,7 @@ def beside_bare_passes(workspace: Workspace, data: ImageSet) -> Iterator[Row]:
 
 
 def _students(workspace: Workspace) -> Iterator[tuple[str, str]]:
-    """The teacher, and the student with the most steps of each method's default variant."""
+    """The teacher, and the student with the fewest steps of each method's default variant."""
     yield TEACHER, TEACHER
     for config in workspace.profile.methods:
         if config.variant == "default":
