@@ -30,6 +30,7 @@ def train(workspace: Workspace, address: RunAddress) -> None:
 
     Raises UserError where data or teacher are missing, or another configuration's result lies in the folder.
     """
+    config = workspace.run_config(address)  # first: it knows of methods, students and options that do not exist
     data = ImageSet.load(workspace.data("train"))
     shape = (data.images.shape[1], data.images.shape[2], data.images.shape[3])
     spec = workspace.spec(shape, data.num_classes)
@@ -40,7 +41,6 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     streams = {"data": data_stream(data, address.seed)}
     if workspace.needs_pairs(address):
         streams["pairs"], origins["pairs"] = pairs_stream(workspace, address)
-    config = workspace.run_config(address)
     manifest = {"config": config, "data": data.digest, "method": method.id, "network": vars(spec), **origins}
     folder = workspace.run(address)
     result = folder / f"{method.result}.safetensors"

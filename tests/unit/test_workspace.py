@@ -159,6 +159,36 @@ def test_a_method_that_wants_pairs_needs_their_section(tmp_path: Path) -> None:
         workspace.run_config(RunAddress("torch", "dmd", "default", "k1", 0))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "progressive", "steps": [8, 2]}, r"progressive: steps \[8, 2\] lack 4, whose student is the parent"),
+        ({"id": "diff-instruct", "steps": [2]}, r"diff-instruct: steps \[2\] are not \[1\].*; set steps to \[1\]"),
+        ({"overrides": {"k8": {"updates": 3}}}, r"overrides or repeats name the student 'k8', but .* it has: k2"),
+        ({"repeats": {"jax": {"all": [5]}}}, r"overrides or repeats name the student 'all', but .* it has: k2"),
+        ({"id": "dmd2", "options": {"auxiliary_updates": 0}}, r"auxiliary_updates is 0, but should be greater"),
+        ({"id": "dmd2", "options": {"levels": "al"}}, r"levels is 'al'; did you mean 'all'"),
+        (
+            {"id": "multistep-consistency", "options": {"final_intervals": 3}},
+            r"final_intervals 3 is below intervals",
+        ),
+        (
+            {"id": "consistency-distillation", "options": {"hop": "euler"}},
+            r"hop is 'euler'; .*known: ddim, heun",
+        ),
+        (
+            {"id": "moment-matching/instant", "options": {"times": "all"}},
+            r"times is 'all'; known: continuous",
+        ),
+    ],
+)
+def test_what_a_method_cannot_do_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    workspace = open_workspace(tmp_path, {"methods": [{**CONTENT["methods"][0], **changes}]})
+    with pytest.raises(UserError, match=message) as error:
+        _ = [workspace.settings(run) for run in workspace.runs()]
+    assert "\n" not in str(error.value)
+
+
 def address(method: str = MATCHING, variant: str = "default", student: str = "k4") -> RunAddress:
     return RunAddress("torch", method, variant, student, 0)
 
