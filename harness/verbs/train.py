@@ -1,6 +1,7 @@
 """What `fewstep teacher` and `fewstep distill` share: one training run at its address."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from tqdm import tqdm
@@ -86,6 +87,7 @@ def starting_weights(
     """Each network's weights at the start of training, and the digest of every file that they come from, by source."""
     origins: dict[str, str] = {}
 
+    @cache
     def read(source: str) -> Weights:
         run = workspace.parent(address) if source == "parent" else workspace.teacher(address)
         path = workspace.checkpoint(run)

@@ -51,6 +51,8 @@ def estimates(*pairs):
         ([(-9.0, None), (-9.0, None)], True, Verdict.UNDECIDED),  # one seed
         ([(-9.0, None), (-9.0, None)], False, Verdict.HOLDS),
         ([(-9.0, None), (9.0, None)], False, Verdict.UNDECIDED),
+        ([(-0.23, None), (-0.21, None)], False, Verdict.UNDECIDED),  # a factor of 1.23 on the closer of the two
+        ([(0.23, None), (0.24, None)], False, Verdict.FAILS),  # both beyond a factor of 1.25
         ([(-9.0, None)], False, Verdict.UNDECIDED),  # one run
         ([], False, Verdict.UNTESTED),
     ],

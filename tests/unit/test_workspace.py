@@ -123,6 +123,16 @@ def test_a_repeated_seed_shares_the_first_teacher(tmp_path: Path) -> None:
     ]
 
 
+def test_a_chain_is_followed_to_the_teacher_and_within_its_seed_where_that_was_trained(tmp_path: Path) -> None:
+    chained = {**CONTENT["methods"][0], "id": "progressive", "steps": [4, 2, 1], "repeats": {"jax": {"k2": [7]}}}
+    workspace = open_workspace(tmp_path, {"methods": [chained]})
+    k4, k2, k1 = (RunAddress("jax", "progressive", "default", student, 3) for student in ("k4", "k2", "k1"))
+    assert workspace.chain(k1) == [k1, k2, k4]
+    assert workspace.chain(TEACHER_RUN) == [TEACHER_RUN]
+    again, first = (RunAddress("jax", "progressive", "default", k, seed) for k, seed in (("k2", 7), ("k4", 0)))
+    assert workspace.chain(again) == [again, first], "k4 was not trained with seed 7"
+
+
 def test_guided_samples_are_further_settings_of_the_teacher(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path, {"teacher.guidance": {"weights": [0.0, 1.5], "steps": [4]}})
     settings = workspace.settings(TEACHER_RUN)
