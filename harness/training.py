@@ -24,6 +24,7 @@ from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.datasets import unit_range
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.method import Batch
 from harness.noise import Noise
 
 SECOND_MOMENTS = "second_moments.safetensors"
@@ -118,6 +119,7 @@ class Run:
         self.method, self.noise = learner.method, Noise(seed)
         self.elapsed = 0.0
         self.unlogged: dict[str, list[float]] = {turn: [] for turn in self.method.turns}
+        self.ahead: dict[int, tuple[Batch, Batch]] = {}
 
     def train(self, manifest: Mapping[str, Any], resume_key: str, summary: Mapping[str, Any], title: str) -> None:
         """Train to the end and write `<result>.safetensors`, `train.jsonl` and `train.json` into the folder.
@@ -156,7 +158,7 @@ class Run:
             tqdm(total=schedule.updates, initial=first, desc=title, unit="update", mininterval=1) as bar,
         ):
             for step in range(first, schedule.updates):
-                update, turn, rate = self.update(step)
+                update, turn, rate = self.update(step, step + 1 if step + 1 < schedule.updates else None)
                 self.unlogged[turn].append(update.loss)
                 bar.update()
                 done = step + 1
@@ -175,21 +177,31 @@ class Run:
                     save_checkpoint(self.resume / "state.safetensors", self.learner.state(), state)
         self.elapsed = time.monotonic() - began
 
-    def update(self, step: int) -> tuple[Update, str, float]:
-        """Do update number `step`; returns what it measured, its turn and its learning rate."""
-        batch, method = self.schedule.batch, self.method
-        turn, rate = method.turn(step), self.schedule.learning_rate_at(step)
-        draws = method.draw(self.noise, step, 0, batch)
+    def update(self, step: int, following: int | None = None) -> tuple[Update, str, float]:
+        """Do update number `step`; returns what it measured, its turn and its learning rate.
+
+        The inputs of `following`, where given, are prepared while the device works.
+        """
+        turn, rate = self.method.turn(step), self.schedule.learning_rate_at(step)
+        examples, draws = self.ahead.pop(step) if step in self.ahead else self._inputs(step)
         decays = {name: average.decay(step) for name, average in self.learner.averages.items()}
+        measured = self.learner.launch(turn, examples, draws, rate, decays)
+        if following is not None:
+            self.ahead[following] = self._inputs(following)
+        update = measured()
+        check_finite(update, step, turn)
+        return update, turn, rate
+
+    def _inputs(self, step: int) -> tuple[Batch, Batch]:
+        """The examples and the draws of update number `step`."""
+        batch = self.schedule.batch
         examples: dict[str, np.ndarray] = {}
-        for source, n in method.sources.items():
+        for source, n in self.method.sources.items():
             arrays = self.data[source].take(step * batch * n, batch * n)
             prefix = "" if source == "data" else f"{source}/"
             group = (batch,) if n == 1 else (batch, n)
             examples |= {f"{prefix}{key}": value.reshape(*group, *value.shape[1:]) for key, value in arrays.items()}
-        update = self.learner.update(turn, examples, draws, rate, decays)
-        check_finite(update, step, turn)
-        return update, turn, rate
+        return examples, self.method.draw(self.noise, step, 0, batch)
 
     def _log_line(self, step: int, turn: str, update: Update, rate: float, speed: float) -> str:
         record = {

@@ -57,10 +57,19 @@ class Learner(ABC):
         """Place the networks on the device and set up one optimiser for each turn."""
 
     @abstractmethod
+    def launch(
+        self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
+    ) -> Callable[[], Update]:
+        """Begin one optimiser step of this turn's networks, then of the averages that follow them.
+
+        Where the device works by itself, this returns at once; the function that it returns waits for the measurements.
+        """
+
     def update(
         self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
     ) -> Update:
-        """One optimiser step of this turn's networks, then of the averages that follow them."""
+        """`launch`, and wait."""
+        return self.launch(turn, batch, draws, learning_rate, decays)()
 
     @abstractmethod
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:

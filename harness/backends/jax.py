@@ -115,9 +115,9 @@ class JaxLearner(Learner):
         }
         return trained, moments, averaged, loss, norms, logs
 
-    def update(
+    def launch(
         self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
-    ) -> Update:
+    ) -> Callable[[], Update]:
         """One optimiser step, with the gradient scaled to the bound on its norm."""
         trained, frozen = self._split(turn)
         followers = [name for name, average in self.averages.items() if average.of in trained]
@@ -134,8 +134,12 @@ class JaxLearner(Learner):
         )
         self.params |= trained
         self.averaged |= averaged
-        loss, norms, logs = jax.device_get((loss, norms, logs))
-        return Update(float(loss), {n: float(v) for n, v in norms.items()}, {n: float(v) for n, v in logs.items()})
+
+        def measured() -> Update:
+            values = jax.device_get((loss, norms, logs))
+            return Update(*jax.tree.map(float, values))
+
+        return measured
 
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""

@@ -4,6 +4,7 @@ import math
 import resource
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,23 @@ def _apply(spec: TransformerSpec) -> Callable[..., Any]:
     """The network as a function of its parameters; the module only lends its code."""
     module = Transformer(spec).to(_device())
     names = {name for name, _ in module.named_parameters()}
+    owners = [(name, *name.rpartition(".")[::2]) for name in names]
+    slots = [(name, module.get_submodule(path)._parameters, own) for name, path, own in owners]
 
     def apply(params: Mapping[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> Any:
-        if params.keys() != names:  # `strict` would ask the same, but walk through the module at every call
+        if params.keys() != names:
             raise ValueError(f"parameters that are missing or unknown: {', '.join(sorted(params.keys() ^ names))}")
-        return torch.func.functional_call(module, dict(params), (z, t, labels), tie_weights=False)
+        for name, slot, own in slots:  # as torch.func.functional_call, whose bookkeeping takes as long as a block
+            slot[own] = params[name]  # type: ignore[assignment]
+        return module(z, t, labels)
 
     return apply
+
+
+def _remembering(clock: Clock) -> Clock:
+    """The same clock; eager code pays for each call, and a loss asks for the level of one tensor again and again."""
+    remembered = lru_cache(maxsize=8)(clock)
+    return lambda t: remembered(t) if isinstance(t, Tensor) else clock(t)
 
 
 def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -86,6 +97,7 @@ class TorchLearner(Learner):
     def start(self, weights: Mapping[str, Weights]) -> None:
         """Place the networks and make one optimiser for each turn."""
         self.apply = _apply(self.spec)
+        self.method.clock = _remembering(self.method.clock)
         arrays = {name: _tensors(weights[name]) for name in (*self.names, *self.averages)}
         self.vectors = {name: _vector(tensors) for name, tensors in arrays.items()}
         self.params = {name: _parts(self.vectors[name], tensors) for name, tensors in arrays.items()}
@@ -110,9 +122,9 @@ class TorchLearner(Learner):
             leaf.requires_grad_(False)
         return loss.detach(), logs, {name: _vector({key: next(grads) for key in self.params[name]}) for name in trains}
 
-    def update(
+    def launch(
         self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
-    ) -> Update:
+    ) -> Callable[[], Update]:
         """One optimiser step, with the gradient scaled to the bound on its norm."""
         loss, logs, grads = self._backward(turn, batch, draws)
         norms = {name: torch.linalg.vector_norm(grad) for name, grad in grads.items()}
@@ -125,7 +137,7 @@ class TorchLearner(Learner):
         for name, average in self.averages.items():
             if average.of in grads:
                 self.vectors[name].lerp_(self.vectors[average.of], 1 - decays[name])
-        return Update(
+        return lambda: Update(
             loss.item(), {n: v.item() for n, v in norms.items()}, {n: v.detach().item() for n, v in logs.items()}
         )
 

@@ -132,7 +132,8 @@ def training_updates(
 
     def updates(turn: str) -> Callable[[], object]:
         steps = itertools.cycle(step for step in range(schedule.updates) if method.turn(step) == turn)
-        return lambda: loop.update(next(steps))
+        pairs = itertools.pairwise(steps)
+        return lambda: loop.update(*next(pairs))
 
     return {turn: updates(turn) for turn in method.turns}
 

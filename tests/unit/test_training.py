@@ -54,8 +54,8 @@ def killed_at(run: Run, step: int, key: str = KEY) -> None:
     """Train until update number `step` has changed the weights but is not yet recorded."""
     done = run.update
 
-    def dying(number: int) -> tuple[Update, str, float]:
-        result = done(number)
+    def dying(number: int, following: int | None) -> tuple[Update, str, float]:
+        result = done(number, following)
         if number == step:
             raise Killed
         return result
@@ -131,16 +131,16 @@ def test_a_run_leaves_its_result_log_and_summary_and_nothing_else(whole: Path) -
 def test_second_moments_are_adams_average_of_the_squared_clipped_gradients(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     learner, adam = run.learner, run.learner.adam
-    update, moments = learner.update, {name: np.zeros(shape) for name, shape in TINY.shapes().items()}
+    launch, moments = learner.launch, {name: np.zeros(shape) for name, shape in TINY.shapes().items()}
 
-    def recorded(turn: str, batch: Batch, draws: Batch, *rest: Any) -> Update:
+    def recorded(turn: str, batch: Batch, draws: Batch, *rest: Any) -> Callable[[], Update]:
         gradient = {name: g.astype(np.float64) for name, g in learner.gradients(turn, batch, draws)[1]["model"].items()}
         clip = min(1, adam.clip / np.sqrt(sum((g**2).sum() for g in gradient.values())))
         for name, g in gradient.items():
             moments[name] = adam.beta2 * moments[name] + (1 - adam.beta2) * (clip * g) ** 2
-        return update(turn, batch, draws, *rest)
+        return launch(turn, batch, draws, *rest)
 
-    learner.update = recorded
+    learner.launch = recorded
     train(run)
     saved, manifest = load_checkpoint(tmp_path / "second_moments.safetensors")
     assert (manifest["second_moments_of"], manifest["beta2"], manifest["eps"]) == ("model", adam.beta2, adam.eps)
@@ -166,8 +166,8 @@ def test_the_mean_loss_is_that_since_the_turns_previous_line(tmp_path: Path) -> 
     run = make_run(tmp_path, method_id="moment-matching/alternating")
     losses, update = [], run.update
 
-    def recorded(step: int) -> tuple[Update, str, float]:
-        result = update(step)
+    def recorded(step: int, following: int | None) -> tuple[Update, str, float]:
+        result = update(step, following)
         losses.append((result[1], result[0].loss))
         return result
 
@@ -207,9 +207,9 @@ def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
     run, steps = make_run(tmp_path), []
     update = run.update
 
-    def counted(step: int) -> tuple[Update, str, float]:
+    def counted(step: int, following: int | None) -> tuple[Update, str, float]:
         steps.append(step)
-        return update(step)
+        return update(step, following)
 
     run.update = counted
     train(run)
@@ -268,11 +268,11 @@ def test_two_examples_for_each_sample_come_with_an_axis_of_their_own(tmp_path: P
     method_class = type("Pairs", (type(run.method),), {"sources": {"data": 2}})
     run.method = method_class(2, 100, CosineClock(), run.method.options, TINY)
 
-    def update(turn: str, batch: Batch, *_: object) -> Update:
+    def launch(turn: str, batch: Batch, *_: object) -> Callable[[], Update]:
         seen.append(batch)
-        return Update(0.0, {}, {})
+        return lambda: Update(0.0, {}, {})
 
-    run.learner.update = update
+    run.learner.launch = launch
     for step in range(3):
         run.update(step)
     assert [batch["images"].shape for batch in seen] == [(4, 2, 1, 4, 4)] * 3
@@ -281,6 +281,31 @@ def test_two_examples_for_each_sample_come_with_an_axis_of_their_own(tmp_path: P
         np.concatenate([batch["images"] for batch in seen]).reshape(24, 1, 4, 4), expected["images"]
     )
     np.testing.assert_array_equal(np.concatenate([batch["labels"] for batch in seen]).reshape(24), expected["labels"])
+
+
+def test_the_next_inputs_are_prepared_while_the_device_works(tmp_path: Path) -> None:
+    run, events, given = make_run(tmp_path), [], []
+    inputs = run._inputs
+
+    def prepared(step: int) -> tuple[Batch, Batch]:
+        events.append(("inputs", step))
+        return inputs(step)
+
+    def launch(turn: str, batch: Batch, draws: Batch, *_: object) -> Callable[[], Update]:
+        events.append(("launch", len(given)))
+        given.append((batch, draws))
+        return lambda: events.append(("wait", len(given) - 1)) or Update(0.0, {}, {})
+
+    run._inputs, run.learner.launch = prepared, launch
+    for step, following in ((0, 1), (1, 2), (2, None)):
+        run.update(step, following)
+    order = [(what, step) for step in range(3) for what in ("launch", "inputs", "wait")]
+    assert events == [("inputs", 0), *((w, s + (w == "inputs")) for w, s in order if (w, s) != ("inputs", 2))]
+    for step, (batch, draws) in enumerate(given):
+        for found, expected in zip((batch, draws), inputs(step), strict=True):
+            assert found.keys() == expected.keys()
+            for key in expected:
+                np.testing.assert_array_equal(found[key], expected[key])
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
