@@ -182,6 +182,7 @@ class Profile(StrictModel):
     backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
     data: DataConfig = Field(discriminator="name")
     extractor: str = Field(description="name of the feature extractor of the metrics")
+    published: str | None = Field(None, description="table of results/published whose data set this is, if any")
     network: NetworkConfig
     clock: CosineClockConfig | KarrasClockConfig = Field(discriminator="name")
     teacher: TeacherConfig
@@ -269,6 +270,8 @@ def _read_profile(path: Path) -> Any:
     base = _read_yaml(base_path)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(f"{path}: extends {base_path}, which is no complete profile; extend one that is")
+    if "data" in data:
+        base.pop("published", None)  # it says what the data set is: another one must say so for itself
     return _merge(base, data)
 
 
