@@ -270,9 +270,7 @@ def _read_profile(path: Path) -> Any:
     base = _read_yaml(base_path)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(f"{path}: extends {base_path}, which is no complete profile; extend one that is")
-    if "data" in data:
-        base.pop("published", None)  # it says what the data set is: another one must say so for itself
-    return _merge(base, data)
+    return _merge(base, {"published": None} | data if "data" in data else data)  # another data set speaks for itself
 
 
 def _read_yaml(path: Path) -> Any:
