@@ -182,6 +182,7 @@ class Profile(StrictModel):
     backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
     data: DataConfig = Field(discriminator="name")
     extractor: str = Field(description="name of the feature extractor of the metrics")
+    published: str | None = Field(None, description="table of results/published whose data set this is, if any")
     network: NetworkConfig
     clock: CosineClockConfig | KarrasClockConfig = Field(discriminator="name")
     teacher: TeacherConfig
@@ -269,7 +270,7 @@ def _read_profile(path: Path) -> Any:
     base = _read_yaml(base_path)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(f"{path}: extends {base_path}, which is no complete profile; extend one that is")
-    return _merge(base, data)
+    return _merge(base, {"published": None} | data if "data" in data else data)  # another data set speaks for itself
 
 
 def _read_yaml(path: Path) -> Any:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from harness.datasets import ImageSet
 from harness.reporting.claims_evidence import ALTERNATING
 from harness.reporting.grids import read_samples, tile
-from harness.reporting.records import ALIKE, SAMPLERS, Record, frame, method_name, over_seeds
+from harness.reporting.records import ALIKE, SAMPLERS, Record, frame, method_name, over_seeds, sample_count
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, plain, save
 
 TRANSITIONS = {
@@ -123,8 +123,9 @@ def _guidance_panel(ax: Axes, block: pd.DataFrame, real: pd.DataFrame) -> None:
     ax.plot(real["is"], real["fid"], "*", color=REFERENCE, markersize=9, label="real data")
     ax.margins(0.12)
     log_axis(ax)
-    ax.set_xlabel("Inception Score (higher is better)")
-    ax.set_ylabel("FID (lower is better)")
+    n = sample_count(int(block["n_samples"].iloc[0]))
+    ax.set_xlabel(f"Inception Score, IS-{n} (higher is better)")
+    ax.set_ylabel(f"FID-{n} (lower is better)")
     sampler, k = SAMPLERS[block["sampler"].iloc[0]], int(block["steps"].iloc[0])
     ax.set_title(f"Teacher, {sampler}, {k} step{'s' * (k > 1)}")
     ax.legend(loc="best", handlelength=3)
@@ -184,7 +185,7 @@ def _variants_panel(ax: Axes, rows: pd.DataFrame, variants: Sequence[str], *, na
     ax.xaxis.set_major_locator(FixedLocator(_ticks(low, high)))
     ax.xaxis.set_major_formatter(FuncFormatter(plain))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("FID")
+    ax.set_xlabel(f"FID-{sample_count(int(rows['n_samples'].iloc[0]))}")
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.reporting.claims_evidence import CONFIDENCE, Evidence, Finding, Verdict
+from harness.reporting.claims_evidence import Evidence, Finding, Verdict
 from harness.reporting.claims_process import (
     coincides_with_diff_instruct,
     cost_trades_against_quality,
@@ -24,6 +24,7 @@ from harness.reporting.claims_quality import (
     improves_with_steps,
     works_with_ddim,
 )
+from harness.reporting.intervals import CONFIDENCE
 from harness.reporting.tables import escape_markdown
 
 

@@ -10,11 +10,10 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from harness.reporting.intervals import half_width, welch_half_width
 from harness.reporting.records import DASH
 
-CONFIDENCE = 0.95
 MIN_SEEDS = 3  # with fewer there is no interval
 UNREPEATED = 1.25  # ratio of FIDs that decides without an interval, far outside of what seeds vary
 MANY = 8  # the step count at which methods are compared over seeds
@@ -106,11 +105,7 @@ def difference(first: Values, second: Values) -> dict[str, Estimate]:
     found = {}
     for backend in [name for name in first if name in second]:
         a, b = first[backend].to_numpy(), second[backend].to_numpy()
-        half = None
-        if min(len(a), len(b)) >= MIN_SEEDS:
-            parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
-            squares = parts**2 / np.array([len(a) - 1, len(b) - 1])
-            half = _half(parts.sum(), parts.sum() ** 2 / squares.sum() if squares.any() else 1.0)
+        half = welch_half_width(a, b) if min(len(a), len(b)) >= MIN_SEEDS else None
         found[backend] = Estimate(float(a.mean() - b.mean()), half, f"{_seeds(len(a))} against {len(b)}")
     return found
 
@@ -124,14 +119,10 @@ def over_teacher(student: Values, teacher: Values) -> dict[str, Estimate]:
     for backend in [name for name in student if name in teacher]:
         own = teacher[backend].sort_index()
         a = (student[backend] - own.reindex(student[backend].index).fillna(own.iloc[0])).to_numpy()
-        half = _half(a.var(ddof=1) / len(a), len(a) - 1) if len(a) >= MIN_SEEDS else None
+        half = half_width(a.var(ddof=1) / len(a), len(a) - 1) if len(a) >= MIN_SEEDS else None
         given = "one teacher" if len(own) == 1 else f"{len(own)} teachers"
         found[backend] = Estimate(float(a.mean()), half, f"{_seeds(len(a))} of {given}")
     return found
-
-
-def _half(variance: float, freedom: float) -> float:
-    return float(np.sqrt(variance) * stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _seeds(n: int) -> str:

@@ -8,7 +8,6 @@ from scipy import stats
 
 from harness.reporting.claims_evidence import (
     ALTERNATING,
-    CONFIDENCE,
     INSTANT,
     MANY,
     MIN_SEEDS,
@@ -25,6 +24,7 @@ from harness.reporting.claims_evidence import (
     ratios,
     values,
 )
+from harness.reporting.intervals import half_width
 from harness.reporting.records import DASH
 from harness.reporting.training_curves import SMOOTH, running_mean
 
@@ -51,8 +51,8 @@ def guidance_raises_inception_score(evidence: Evidence) -> Finding:
             name = f"{backend}, {sampler}, {steps} steps"
             # The recorded deviation is that of the whole population of splits.
             error = np.hypot(first["is_std"], last["is_std"]) / np.sqrt(SPLITS - 1)
-            half = error * stats.t.ppf((1 + CONFIDENCE) / 2, 2 * (SPLITS - 1))
-            gains[name] = Estimate(last["is"] - first["is"], float(half), f"{SPLITS} splits")
+            half = half_width(error**2, 2 * (SPLITS - 1))
+            gains[name] = Estimate(last["is"] - first["is"], half, f"{SPLITS} splits")
             paths[name] = ", ".join(f"{row['is']:.2f} at w = {row['guidance']:g}" for _, row in rows.iterrows())
     told = (
         "Gain in the teacher's Inception score from no guidance to the largest weight, of one network. Holds if the "

@@ -19,7 +19,16 @@ from harness.files import write_atomic
 from harness.reporting.ablation_figures import ablation_figures
 from harness.reporting.grids import class_grids, comparison_grids
 from harness.reporting.implied_weighting import implied_weighting_figure
-from harness.reporting.records import ALIKE, count, frame, is_ablation, load_records, over_seeds, plain_teachers
+from harness.reporting.records import (
+    ALIKE,
+    count,
+    frame,
+    is_ablation,
+    load_records,
+    over_seeds,
+    plain_teachers,
+    sample_count,
+)
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, margin_labels, plain, save, use_style
 from harness.reporting.training_curves import instant_loss, training_curves
 
@@ -116,7 +125,7 @@ def against_steps(
     canvas.subplots_adjust(hspace=0.35, wspace=0.06)
     for panels, block in zip(axes, blocks, strict=True):
         n = int(block["n_samples"].iloc[0])
-        panels[0].set_ylabel(ylabel.format(n=count(n)))
+        panels[0].set_ylabel(ylabel.format(n=sample_count(n)))
         identity = f", identity {str(block['identity'].iloc[0])[:8]}" if len(blocks) > 1 else ""
         reference = block.loc[block["method"] == "real-data", level].dropna()
         entries: list[tuple[float, float, str, str]] = []
@@ -190,7 +199,7 @@ def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
         ax.xaxis.set_minor_formatter(NullFormatter())
         log_axis(ax)
-        ax.set_ylabel("FID (lower is better)")
+        ax.set_ylabel(f"FID-{sample_count(int(rows['n_samples'].iloc[0]))} (lower is better)")
         ax.xaxis.set_tick_params(labelbottom=True)
     for ax in axes[-1]:
         ax.set_xlabel("network passes of one image in training (logarithmic)")

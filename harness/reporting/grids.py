@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
 from harness.errors import UserError
-from harness.reporting.records import Record, frame, is_ablation
+from harness.reporting.records import Record, frame, is_ablation, sample_count
 from harness.reporting.style import Figure, save, slug
 
 CLASSES = 10  # classes shown, the first ones
@@ -127,7 +127,8 @@ def class_grids(records: Sequence[Record], folder: Path, real_images: Path | Non
 
 def _class_panel(record: Record) -> tuple[str, np.ndarray, np.ndarray]:
     images, labels = read_samples(record.samples)
-    title = f"{record.row.backend}, {_steps(record.row.steps)}\nFID {record.row.fid:.3g}"
+    row = record.row
+    title = f"{row.backend}, {_steps(row.steps)}\nFID-{sample_count(row.n_samples)} {row.fid:.3g}"
     return title, by_class(images, labels, COLUMNS), labels
 
 

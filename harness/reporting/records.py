@@ -213,6 +213,11 @@ def count(value: Any) -> str:
     return f"{value:.0f}"
 
 
+def sample_count(n: Any) -> str:
+    """A number of samples as part of a metric's name, exact: 10k, 50k, 2048."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Average `frame` over seeds: metrics and costs, `<metric>_sd` (ddof 1, NaN for one seed) and `seeds`."""
     numeric = table.astype({name: "float64" for name in METRICS + COSTS})

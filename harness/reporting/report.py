@@ -8,11 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config import Profile
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.reporting.claims import NOTE, read_claims
 from harness.reporting.claims_evidence import Verdict
 from harness.reporting.figures import CAPTIONS
+from harness.reporting.published import load_tables, tables_for
+from harness.reporting.published_tables import published_blocks
 from harness.reporting.records import (
     ALIKE,
     DASH,
@@ -24,6 +27,7 @@ from harness.reporting.records import (
     method_name,
     over_seeds,
     plain_teachers,
+    sample_count,
 )
 from harness.reporting.tables import TIMES, layout, templates
 
@@ -37,12 +41,14 @@ def write_report(
     path: Path | str,
     extractor: Path | None = None,
     claims: Path | None = None,
+    profile: Profile | None = None,
 ) -> None:
     """Write the report of the records at `paths` and of the folder that `write_figures` filled to the file `path`.
 
     `extractor` is the JSON file of the validated extractor, whose held-out accuracy is shown where it is given;
-    `claims` is claims.csv. Raises UserError for a record, figure or file of claims that cannot be read and for a file
-    that cannot be written.
+    `claims` is claims.csv; with the `profile`, published numbers stand beside its results or below them. Raises
+    UserError for a record, figure, published table or file of claims that cannot be read and for a file that cannot
+    be written.
     """
     records = load_records(paths)
     table = frame(records)
@@ -55,11 +61,13 @@ def write_report(
         verdicts=[(verdict.value, sum(claim.verdict == verdict for claim in judged)) for verdict in Verdict],
         claims_note=NOTE,
         profiles=", ".join(dict.fromkeys(table["profile"])),
+        fid=" and ".join(f"FID-{sample_count(n)}" for n in dict.fromkeys(table["n_samples"])),
         backends=", ".join(name for name in dict.fromkeys(table["backend"]) if name != "-"),
         records=len(records),
         tiles=_tiles(means) + _accuracy(extractor),
         ratios=_by_steps(teacher_ratios(means), "ratio", "{:.2f}".format),
         blocks=layout(records),
+        published=published_blocks(records, profile, tables_for(profile, load_tables())) if profile else None,
         figures=[figure for figure in drawn if not figure["file"].startswith(DETAILS)],
         details=[figure for figure in drawn if figure["file"].startswith(DETAILS)],
         cost=_cost(records),
@@ -104,15 +112,19 @@ def teacher_over_floor(means: pd.DataFrame) -> pd.DataFrame:
 
 def _tiles(means: pd.DataFrame) -> list[dict[str, str]]:
     floors = means[means["method"] == "real-data"]
-    tiles = [{"value": f"{row.fid:.3g}", "name": "FID of real data (floor)"} for row in floors.itertuples()]
+    tiles = [
+        {"value": f"{row.fid:.3g}", "name": f"FID-{sample_count(row.n_samples)} of real data (floor)"}
+        for row in floors.itertuples()
+    ]
     for row in teacher_over_floor(means).sort_values("backend", ascending=False).itertuples():
-        name = f"teacher with {row.steps} steps, FID over the floor ({row.backend})"
+        name = f"teacher with {row.steps} steps, FID-{sample_count(row.n_samples)} over the floor ({row.backend})"
         tiles.append({"value": f"{row.ratio:.2f}{TIMES}", "name": name})
     ratios = teacher_ratios(means[~is_ablation(means)])
-    if len(ratios):
-        best = ratios.sort_values("ratio").to_dict("records")[0]
+    for _, alike in ratios.groupby([*ALIKE, "convention"], sort=False):  # what is not alike has no common lowest
+        best = alike.sort_values("ratio").to_dict("records")[0]
         which = f"{best['label']}, k = {best['steps']}, {best['backend']}"
-        name = f"lowest of {len(ratios)} students, FID over its teacher's ({which})"
+        fid = f"FID-{sample_count(best['n_samples'])}"
+        name = f"lowest of {len(alike)} students, {fid} over its teacher's ({which})"
         tiles.append({"value": f"{best['ratio']:.2f}{TIMES}", "name": name})
     return tiles
 

@@ -24,6 +24,7 @@ from harness.reporting.records import (
     is_ablation,
     load_records,
     over_seeds,
+    sample_count,
 )
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -42,10 +43,10 @@ class Metric:
 
 METRIC_COLUMNS = [
     Metric("fid", "FID-{n} ↓", "min"),
-    Metric("is", "IS ↑", "max"),
+    Metric("is", "IS-{n} ↑", "max"),
     Metric("kid", f"KID-{{n}} {TIMES}10³ ↓", "min", scale=1e3),
-    Metric("precision", "Precision ↑", "max", decimals=3),
-    Metric("recall", "Recall ↑", "max", decimals=3),
+    Metric("precision", "Precision-{n} ↑", "max", decimals=3),
+    Metric("recall", "Recall-{n} ↑", "max", decimals=3),
     Metric("fid_heldout", "FID-{n} held-out ↓", "min"),
     Metric("nn_distance", "NN distance", decimals=3),
 ]
@@ -133,7 +134,7 @@ def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], *, several
             Cell(str(seeds) if backend != "-" else DASH)
             for seeds, backend in zip(rows["seeds"], rows["backend"], strict=True)
         ]
-    rendered |= {metric.header.format(n=count(n)): _cells(rows, metric) for metric in columns}
+    rendered |= {metric.header.format(n=sample_count(n)): _cells(rows, metric) for metric in columns}
     rendered |= {header: [Cell(count(value)) for value in rows[key]] for key, header in COST_COLUMNS.items()}
     lines = [list(line) for line in zip(*rendered.values(), strict=True)]
     groups = [[lines[i] for i in indices] for indices in rows.groupby("nfe", sort=True).indices.values()]
@@ -211,6 +212,7 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "±": r"$\pm$",
     TIMES: r"$\times$",
     "³": "$^3$",
+    "†": r"$\dagger$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     DASH: "--",

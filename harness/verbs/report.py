@@ -9,5 +9,5 @@ def run(workspace: Workspace) -> None:
     """Write report.html from the profile's records, figures and claims."""
     root = workspace.root
     path, claims = root / "report.html", root / "tables" / "claims.csv"
-    write_report(records(workspace), root / "figures", path, workspace.extractor_report, claims)
+    write_report(records(workspace), root / "figures", path, workspace.extractor_report, claims, workspace.profile)
     print(f"{path}: open it in a browser")

@@ -1,18 +1,20 @@
-"""`fewstep table`: main.csv and its renderings."""
+"""`fewstep table`: main.csv, published.csv and their renderings."""
 
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.reporting.published_tables import write_published
 from harness.reporting.tables import write_tables
 from harness.workspace import Workspace
 
 
 def run(workspace: Workspace) -> None:
-    """Write main.csv, main.md, main.tex and main.html from every record of the profile."""
+    """Write main.csv, main.md, main.tex and main.html from every record of the profile, and published.* likewise."""
     paths, folder = records(workspace), workspace.root / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(paths, folder)
-    print(f"{folder / 'main.csv'}: written, with main.md, main.tex and main.html beside it")
+    write_published(paths, workspace.profile, folder)
+    print(f"{folder / 'main.csv'}: written, with main.md, main.tex and main.html beside it, and published.*")
 
 
 def records(workspace: Workspace, ablations: bool = False) -> list[Path]:

@@ -245,6 +245,17 @@ def test_a_profile_says_only_what_differs_from_the_one_that_it_extends(tmp_path)
             load_profile(tmp_path / "wrong.yaml")
 
 
+def test_another_data_set_does_not_inherit_the_published_table(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for text, table in [
+        ("seeds: [5]", "imagenet64"),
+        ("data: {path: flowers}", None),
+        ("data: {path: elsewhere/imagenet}\npublished: imagenet64", "imagenet64"),
+    ]:
+        path.write_text(f"extends: imagenet64\n{text}\n")
+        assert load_profile(path).published == table
+
+
 def test_seeds_and_backends_of_a_method_are_the_profiles(content, load):
     method = content["methods"][0]
     content |= {"seeds": [0, 1], "backends": ["jax"]}

@@ -12,8 +12,10 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from harness.config import load_profile
 from harness.datasets import ImageSet
 from harness.errors import UserError
+from harness.reporting.ablation_figures import guidance_figure, variants_figure
 from harness.reporting.claims import Claim, write_claims
 from harness.reporting.figures import against_steps, compute_figure, write_figures
 from harness.reporting.grids import by_class, tile
@@ -220,6 +222,44 @@ def test_ratios_pair_what_was_measured_alike(tmp_path):
         "torch": 2,
         "jax": 2,
     }
+
+
+def test_the_lowest_ratio_is_told_for_each_identity_by_itself(tmp_path):
+    paths = save(tmp_path, record(fid=4.0), record(STUDENT, fid=2.0), record("dmd2", fid=1.0))
+    other = {"identity": "bbbb", "n_samples": 2000}
+    paths += save(tmp_path, record(fid=4.0, **other), record(STUDENT, fid=3.0, **other))
+    write_figures(paths, tmp_path)
+    write_report(paths, tmp_path, tmp_path / "report.html")
+    tiles = re.findall(r"<b>([\d.]+).</b><span>lowest of (\d) students, (\S+)", (tmp_path / "report.html").read_text())
+    assert tiles == [("0.25", "2", "FID-10k"), ("0.75", "1", "FID-2k")]
+
+
+def test_every_axis_names_its_sample_count(tmp_path, monkeypatch):
+    drawn = []
+    for module in ("figures", "ablation_figures"):
+        monkeypatch.setattr(f"harness.reporting.{module}.save", lambda canvas, folder, name: drawn.append(canvas))
+    guided = [record(guidance=w, fid=w + 1) for w in (0.5, 1.0)]
+    records = [record(), *guided, record(STUDENT), record(STUDENT, variant="ddim", fid=2.0)]
+    means = over_seeds(frame(load_records(save(tmp_path, *records))))
+    compute_figure(means, tmp_path)
+    guidance_figure(means, tmp_path)
+    variants_figure(means, tmp_path)
+    compute, guidance, variants = (next(ax for ax in canvas.axes if ax.get_xlabel()) for canvas in drawn)
+    assert compute.get_ylabel() == guidance.get_ylabel() == "FID-10k (lower is better)"
+    assert guidance.get_xlabel() == "Inception Score, IS-10k (higher is better)"
+    assert variants.get_xlabel() == "FID-10k"
+
+
+def test_the_report_shows_published_numbers_apart_from_other_profiles_results(tmp_path):
+    paths = save(tmp_path, record(), record(STUDENT, fid=0.5))
+    write_figures(paths, tmp_path)
+    write_report(paths, tmp_path, tmp_path / "report.html", profile=load_profile("digits"))
+    page = (tmp_path / "report.html").read_text()
+    results, apart = page.split("<h2>Published by others</h2>")
+    apart, rest = apart.split("<h2>Figures</h2>")
+    assert "Salimans" not in results + rest
+    assert apart.count("not comparable with the results of profile digits") == apart.count("<details>") == 7
+    assert "unverified" in apart
 
 
 def test_missing_figures_are_a_user_error(tmp_path):

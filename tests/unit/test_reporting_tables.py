@@ -171,6 +171,24 @@ def test_ablations_stand_in_a_table_of_their_own_beside_what_they_vary(tmp_path)
     assert ablations.caption.startswith("Ablations.")
 
 
+@pytest.mark.parametrize(("n", "name"), [(50000, "50k"), (2000, "2k"), (2048, "2048"), (9999, "9999")])
+def test_the_exact_sample_count_is_part_of_every_metrics_name(tmp_path, n, name):
+    write_tables(save(tmp_path, record(n_samples=n)), tmp_path)
+    [block] = layout(load_records(tmp_path.rglob("metrics-*.json")))
+    metrics = [
+        f"FID-{name}",
+        f"IS-{name}",
+        f"KID-{name}",
+        f"Precision-{name}",
+        f"Recall-{name}",
+        f"FID-{name} held-out",
+    ]
+    assert all(header.startswith(metric) for header, metric in zip(block.header[4:10], metrics, strict=True))
+    for text in [(tmp_path / f"main.{kind}").read_text() for kind in ("md", "html", "tex")]:
+        plain = re.sub(r"\\(?=-)", "", text.replace("\N{NON-BREAKING HYPHEN}", "-").replace("\N{NO-BREAK SPACE}", " "))
+        assert all(metric in plain for metric in metrics)
+
+
 def test_special_characters_are_escaped_in_every_rendering(tmp_path):
     write_tables(save(tmp_path, record(variant="a_b&50%|<i>")), tmp_path)
     assert r"[a\_b\&50\%|\textless{}i\textgreater{}]" in (tmp_path / "main.tex").read_text()

@@ -27,11 +27,11 @@ def environment(repository: Path) -> dict[str, str]:
 
 
 def copy_repository(target: Path) -> Path:
-    """Copy what git would commit, tests and results apart."""
+    """Copy what git would commit, tests and reference results apart."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listing.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/reference/")):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target

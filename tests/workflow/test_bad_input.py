@@ -211,10 +211,12 @@ def test_no_space_left_while_training(folder: Path) -> None:
         ("profile=smok", "unknown profile 'smok'; did you mean 'smoke'?"),
         ("profil=smoke", "unknown config key 'profil'; did you mean 'profile'?"),
         ("profile=mine.yaml", "teacher: weight: unknown weight 'emd'; choose one of"),
+        ("profile=alike.yaml", "published is the unknown table 'imagenet46'; did you mean 'imagenet64'?"),
         ("profile=imagenet64", "profile imagenet64: unknown extractor 'inception-v3-compat'; known: digits-cnn"),
     ],
 )
 def test_snakemake_stops_before_any_job(tmp_path: Path, config: str, message: str) -> None:
     write_profile(tmp_path / "mine.yaml", {"teacher.weight": "emd"})
+    write_profile(tmp_path / "alike.yaml", {"published": "imagenet46"})
     fails(message, "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1", "--config", config, cwd=tmp_path)
     assert not (tmp_path / "results").exists()

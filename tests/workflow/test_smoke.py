@@ -77,7 +77,7 @@ def test_every_run_leaves_its_files_and_nothing_half_done(results: Path) -> None
 def test_everything_else_is_there(results: Path) -> None:
     expected = [f"data/{split}.npz" for split in ("train", "heldout")] + ["extractor.json", "report.html"]
     expected += [f"reference/{name}" for name in ("train.npz", "heldout.npz", "metrics-real-data.json")]
-    expected += [f"tables/main.{kind}" for kind in ("csv", "md", "tex", "html")] + [
+    expected += [f"tables/{name}.{kind}" for name in ("main", "published") for kind in ("csv", "md", "tex", "html")] + [
         "tables/claims.csv",
         "tables/claims.md",
     ]

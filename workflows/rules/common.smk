@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.method import get_method
 from harness.metrics.extractors import EXTRACTORS
 from harness.provenance import source_hash
+from harness.reporting.published import PUBLISHED, load_tables, tables_for
 from harness.training import SECOND_MOMENTS
 from harness.validation import suggest
 from harness.verbs.train import source_modules
@@ -24,6 +25,7 @@ if unknown:
 try:
     PROFILE = str(config.get("profile", "digits"))
     WORKSPACE = Workspace(PROFILE)
+    tables_for(WORKSPACE.profile, load_tables())  # a wrong table is told now, not after the last run
     if (name := WORKSPACE.profile.extractor) not in EXTRACTORS:
         raise UserError(f"profile {PROFILE}: unknown extractor {name!r}; {suggest(name, EXTRACTORS)}")
     RUNS, ABLATIONS = WORKSPACE.runs(), WORKSPACE.ablations()
@@ -87,6 +89,11 @@ def template_digest():
     """A digest of the templates and styles that tables and report are rendered with."""
     folder = Path(harness.reporting.__file__).parent
     return digest({path.name: path.read_text() for path in [*folder.glob("*.jinja"), *folder.glob("*.css")]})
+
+
+def published_digest():
+    """A digest of the published numbers that stand beside or below the results."""
+    return digest({path.name: path.read_text() for path in [*PUBLISHED.glob("*.csv"), *PUBLISHED.glob("*.yaml")]})
 
 
 def training_source(wildcards):

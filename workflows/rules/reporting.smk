@@ -9,13 +9,15 @@ rule table:
         RECORDS,
     output:
         report(f"{ROOT}/tables/main.html", category="Tables", caption="../report/main.rst"),
-        expand(f"{ROOT}/tables/main.{{kind}}", kind=["csv", "md", "tex"]),
+        report(f"{ROOT}/tables/published.html", category="Tables", caption="../report/published.rst"),
+        expand(f"{ROOT}/tables/{{name}}.{{kind}}", name=["main", "published"], kind=["csv", "md", "tex"]),
     log:
         f"{ROOT}/logs/table.log",
     params:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.table"),
         templates=template_digest(),
+        published=published_digest(),
     shell:
         "fewstep table --profile {params.profile} > {log} 2>&1"
 
@@ -67,6 +69,7 @@ rule report:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.report"),
         templates=template_digest(),
+        published=published_digest(),
     shell:
         "fewstep report --profile {params.profile} > {log} 2>&1"
 
