@@ -54,12 +54,16 @@ USERS_ERRORS = {
 
 def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **arguments: Any) -> None:
     """Run one verb with a bounded number of threads, which must be set before NumPy, PyTorch and JAX are imported."""
-    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
+    _set_threads(threads)
     if threads == 1:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     from harness.workspace import Workspace
 
     importlib.import_module(f"harness.verbs.{verb}").run(Workspace(profile, results), **arguments)
+
+
+def _set_threads(threads: int) -> None:
+    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
 
 
 @app.command()
@@ -73,9 +77,13 @@ def extractor(
     profile: Profile = "digits",
     results: Results = None,
     retrain: Annotated[Path | None, typer.Option(help="train new weights into this file")] = None,
+    download: Annotated[str | None, typer.Option(help="fetch the published weights of this extractor")] = None,
 ) -> None:
     """Validate the feature extractor, or retrain it. Example: fewstep extractor --retrain new.safetensors"""
-    _run("extractor", profile, results, retrain=retrain)
+    if download is not None:
+        importlib.import_module("harness.verbs.extractor").download(download)
+    else:
+        _run("extractor", profile, results, retrain=retrain)
 
 
 @app.command()
@@ -149,7 +157,7 @@ def sample(
 
 @app.command()
 def evaluate(
-    backend: BackendOption,
+    backend: Annotated[BackendName | None, typer.Option(help="the framework of a run")] = None,
     method: MethodOption = "teacher",
     student: Student = "teacher",
     variant: Variant = "default",
@@ -157,8 +165,28 @@ def evaluate(
     seed: Seed = 0,
     results: Results = None,
     threads: Threads = 1,
+    images: Annotated[Path | None, typer.Option(help="images of your own: a folder, or an .npz file")] = None,
+    reference: Annotated[Path | None, typer.Option(help="real images alike, or a saved reference (.npz)")] = None,
+    extractor: Annotated[str | None, typer.Option(help="the extractor for them, e.g. inception-v3-compat")] = None,
+    weights: Annotated[str | None, typer.Option(help="its weights [default: the file in your cache]")] = None,
+    sha256: Annotated[str | None, typer.Option(help="hash of weights other than the published ones")] = None,
+    captions: Annotated[Path | None, typer.Option(help="one a line, or JSON by image name: the CLIP score")] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the record of your images to this JSON file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print that record in place of the table")] = False,
 ) -> None:
-    """Score the images of a run: FID, IS, KID, precision, recall. Example: fewstep evaluate --backend torch"""
+    """Score the images of a run: FID, IS, KID, precision, recall. Example: fewstep evaluate --backend torch
+
+    Or images of your own: fewstep evaluate --images samples --reference real --extractor inception-v3-compat
+    """
+    if (backend is None) == (images is None):
+        raise UserError("evaluate: name either a run (--backend, ...) or images of your own (--images, ...)")
+    if images is not None:
+        _set_threads(threads)
+        importlib.import_module("harness.verbs.evaluate_images").run(
+            images, reference, {"name": extractor, "weights": weights, "sha256": sha256}, captions, out, as_json
+        )
+        return
+    assert backend is not None
     _run(
         "evaluate", profile, results, threads,
         backend=backend.value, method=method, variant=variant, student=student, seed=seed,

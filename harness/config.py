@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, JsonValue, PrivateAttr, m
 
 from harness.datasets.config import DataConfig
 from harness.errors import UserError
+from harness.metrics.config import ExtractorSection
 from harness.validation import Model, StrictModel, parse_yaml, suggest, validate
 
 PROFILE_FOLDER = Path("workflows/config")
@@ -181,7 +182,7 @@ class Profile(StrictModel):
     seeds: Distinct[Seed] = Field(description="one complete run each")
     backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
     data: DataConfig = Field(discriminator="name")
-    extractor: str = Field(description="name of the feature extractor of the metrics")
+    extractor: ExtractorSection = Field(description="the feature extractor of the metrics: a name, or more")
     published: str | None = Field(None, description="table of results/published whose data set this is, if any")
     network: NetworkConfig
     clock: CosineClockConfig | KarrasClockConfig = Field(discriminator="name")

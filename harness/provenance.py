@@ -15,7 +15,10 @@ import harness
 from harness.errors import UserError
 
 PROJECT_PACKAGES = ("harness", "baselines")
-LIBRARIES = ("numpy", "torch", "jax", "equinox", "optax", "torch-fidelity")
+LIBRARIES = (
+    *("numpy", "torch", "jax", "equinox", "optax"),
+    *("torch-fidelity", "clean-fid", "torchvision", "pillow", "open_clip_torch", "transformers"),
+)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC", "XLA_FLAGS")
 

@@ -220,7 +220,7 @@ class Workspace:
     def record_digest(self, address: RunAddress | None) -> str:
         """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
         profile = self.profile
-        parts = {"evaluation": profile.evaluation.model_dump(mode="json"), "extractor": profile.extractor}
+        parts = {"evaluation": profile.evaluation.model_dump(mode="json"), "extractor": profile.extractor.content}
         if address is None:
             return digest({**parts, "data": profile.data.model_dump(mode="json")})
         sampling = {"sampling_noise": profile.teacher.sampling_noise} if address.method == TEACHER else {}

@@ -1,6 +1,7 @@
 """Named arrays in one npz file, written whole and read without pickle."""
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 
@@ -51,6 +53,41 @@ def map_array(path: Path | str, name: str) -> np.ndarray:
             whole.seek(member.header_offset + 26)  # in the local header: the lengths of its name and of its extra field
             header += 30 + sum(struct.unpack("<HH", whole.read(4)))
         return np.asarray(np.memmap(path, dtype, mode="c", offset=member.header_offset + header, shape=shape))
+
+
+def array_headers(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and dtype of every array in `path`, without reading them. Raises UserError as `load_arrays` does."""
+    with _opened(path, ()) as members:
+        headers = {}
+        for name in members.namelist():
+            with members.open(name) as file:
+                headers[name.removesuffix(".npy")] = _header(file)
+        return headers
+
+
+def read_batches(path: Path | str, name: str, rows: int) -> Iterator[np.ndarray]:
+    """The array `name` of `path`, `rows` of its rows at a time, in constant memory, compressed or not.
+
+    Raises UserError as `load_arrays` does; a wrong checksum after the last batch.
+    """
+    with _opened(path, (name,)) as members, members.open(f"{name}.npy") as file:
+        shape, dtype = _header(file)
+        row = dtype.itemsize * math.prod(shape[1:])
+        for start in range(0, shape[0], rows):
+            count = min(rows, shape[0] - start)
+            yield np.frombuffer(file.read(count * row), dtype).reshape(count, *shape[1:])
+        file.read(1)  # past the end, where zipfile compares the checksum
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError("a header of another version")
+    shape, fortran_order, dtype = read[version](file)
+    if dtype.hasobject or (fortran_order and len(shape) > 1):
+        raise ValueError("objects, or not in C order")
+    return shape, dtype
 
 
 @contextmanager

@@ -24,17 +24,22 @@ def located(path: str) -> Path:
     return found
 
 
+def read_image(file: Path | IO[bytes], name: str, mode: str = "RGB") -> Image.Image:
+    """An image, decoded, in one of Pillow's modes. Raises UserError, naming `name`, where the file is no image."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: cannot be read as an image ({error}); replace it or remove it") from None
+
+
 def read_square(file: Path | IO[bytes], size: int, name: str) -> np.ndarray:
     """An image as uint8 (3, size, size): RGB, its largest central square, resized with the Lanczos filter.
 
     These are the steps by which EDM's data sets are made (Karras et al. 2022), so that an image which is of that size
     already stays as it is. Raises UserError, naming `name`, where the file is no image.
     """
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: cannot be read as an image ({error}); replace it or remove it") from None
+    image = read_image(file, name)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     # cropped first: resize(box=...) would filter across the border of the square

@@ -32,10 +32,10 @@ def _find(folder: Path) -> tuple[list[Path], np.ndarray]:
         raise UserError(f"{folder}: not a folder; correct data.path in the profile, or name the data set parquet")
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     class_folders = [entry for entry in entries if entry.is_dir()]
-    flat = [entry for entry in entries if _is_image(entry)]
+    flat = [entry for entry in entries if is_image(entry)]
     if flat and class_folders:
         raise UserError(f"{folder}: holds images ({flat[0].name}) beside class folders; move the ones or the others")
-    groups = [sorted(filter(_is_image, found.rglob("*"))) for found in class_folders] or [flat]
+    groups = [sorted(filter(is_image, found.rglob("*"))) for found in class_folders] or [flat]
     for group, place in zip(groups, class_folders or [folder], strict=True):
         if not group:
             raise UserError(f"{place}: holds no images ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
@@ -43,5 +43,6 @@ def _find(folder: Path) -> tuple[list[Path], np.ndarray]:
     return [file for group in groups for file in group], classes
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is one of a folder of images, by its suffix; names that begin with a dot are passed over."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -7,9 +7,9 @@ import numpy as np
 
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.metrics.extractors import Extractor
+from harness.metrics.extractors import Extractor, Features
 from harness.metrics.images import require_uint8
-from harness.metrics.reference import Identity, Reference
+from harness.metrics.reference import Identity, Reference, extractor_identity
 from harness.metrics.scores import (
     PROTOCOL,
     class_distance,
@@ -34,7 +34,12 @@ def metric_identity(
     """
     _require_match(extractor, reference)
     identity = reference.identity | {"scores": PROTOCOL, "n_samples": n_samples, "label_policy": label_policy}
-    return identity, hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return identity, identity_digest(identity)
+
+
+def identity_digest(identity: Identity) -> str:
+    """12 hexadecimal digits that are equal where identities are."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def evaluate_images(
@@ -44,33 +49,48 @@ def evaluate_images(
     reference_train: Reference,
     reference_heldout: Reference,
     train_images: np.ndarray,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Score generated `images`, uint8 (n, c, h, w), against the training split; their order does not matter much.
 
-    `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std, kid, kid_std, precision,
+    `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std (None without logits), kid, kid_std, precision,
     recall (fractions), class_distance (between features within a class), fid_heldout (FID to the held-out split) and
     nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises UserError for another dtype or shape, too few
     images (below 10, or below 2 of every class), a reference of another extractor, or a value that is not finite.
     """
     require_uint8("images", images, extractor.image_shape)
-    require_uint8("train_images", train_images, extractor.image_shape)
+    require_uint8("train_images", train_images, images.shape[1:])
     if labels.shape != images.shape[:1]:
         raise UserError(f"labels must be ({len(images)},), one for each image, not {labels.shape}")
     for reference in (reference_train, reference_heldout):
         _require_match(extractor, reference)
     generated = extractor.extract(images)
     moments = Moments(extractor.dimension).update(generated.features)
-    scores = {"fid": fid(moments, reference_train.moments)}
-    scores["is"], scores["is_std"] = inception_score(generated.logits)
-    scores["kid"], scores["kid_std"] = kid(generated.features, reference_train.features)
-    scores["precision"], scores["recall"] = precision_recall(generated.features, reference_train.features)
+    scores = feature_scores(generated, moments, reference_train)
     scores["class_distance"] = class_distance(generated.features, labels)
     scores["fid_heldout"] = fid(moments, reference_heldout.moments)
     scores["nn_distance"] = nearest_neighbour_distance(images, train_images)
-    for name, value in scores.items():
-        if not np.isfinite(value):
-            raise UserError(f"{name} is {value}: the images cannot be scored with '{extractor.name}'")
+    require_finite(scores, extractor)
     return scores
+
+
+def feature_scores(generated: Features, moments: Moments, reference: Reference) -> dict[str, float | None]:
+    """fid, is, is_std, kid, kid_std, precision and recall of generated features, whose moments are given too.
+
+    The Inception score and its deviation are None where the extractor has no logits. Raises UserError for too few rows.
+    """
+    scores: dict[str, float | None] = {"fid": fid(moments, reference.moments), "is": None, "is_std": None}
+    if generated.logits is not None:
+        scores["is"], scores["is_std"] = inception_score(generated.logits)
+    scores["kid"], scores["kid_std"] = kid(generated.features, reference.features)
+    scores["precision"], scores["recall"] = precision_recall(generated.features, reference.features)
+    return scores
+
+
+def require_finite(scores: dict[str, float | None], extractor: Extractor) -> None:
+    """Raise UserError for a score that is NaN or infinite."""
+    for name, value in scores.items():
+        if value is not None and not np.isfinite(value):
+            raise UserError(f"{name} is {value}: the images cannot be scored with '{extractor.name}'")
 
 
 def real_data_floor(
@@ -81,7 +101,7 @@ def real_data_floor(
     extractor: Extractor,
     reference_train: Reference,
     reference_heldout: Reference,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Score `n` images drawn with replacement from the training set: what no generator can be expected to beat.
 
     Returns the scores of `evaluate_images`, except that fid is the mean over several draws, because a single draw's
@@ -107,7 +127,8 @@ def real_data_floor(
 
 
 def _require_match(extractor: Extractor, reference: Reference) -> None:
-    if reference.identity["extractor_weights"] != extractor.weights_hash:
+    own = extractor_identity(extractor)
+    if any(reference.identity.get(key) != value for key, value in own.items()):
         raise UserError(
             f"the reference of '{reference.identity['data']}' was computed with another extractor than "
             f"'{extractor.name}' as it is now; compute the reference anew"

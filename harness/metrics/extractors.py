@@ -1,61 +1,113 @@
-"""Feature extractors: classifiers, addressed by their weights' hash, that turn images into features and logits."""
+"""Feature extractors: networks, addressed by their weights' hash, that turn images into features and logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 
 from harness.errors import UserError
+from harness.metrics import pretrained
+from harness.metrics.config import ExtractorConfig
 from harness.metrics.images import require_uint8
+from harness.validation import suggest
 
-# name -> module with `load() -> Extractor`; modules are imported on use because their libraries are heavy
+# name -> module with `load() -> Extractor`; modules are imported on use because their libraries are heavy.
+# These are committed with their weights; `pretrained.PRETRAINED` has those that read published weights.
 EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn"}
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an extractor saw: features (n, dimension) and logits (n, classes), both float64 and finite."""
+    """What an extractor saw: features (n, dimension) and logits (n, classes) or None, float64 and finite."""
 
     features: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A fixed classifier.
+    """A fixed network.
 
-    weights_hash: SHA-256 (hex) of the weights file; resize: the name of the resize protocol ("none": images enter at
-    their own size); dimension: width of the features; image_shape: the accepted (c, h, w); forward: uint8 images ->
-    (features, logits), without regard to the other images of the batch.
+    weights_hash: SHA-256 (hex) of the weights file; resize: the name of the protocol from 8-bit image to the network's
+    input ("none": images enter at their own size); dimension: width of the features; image_shape: the accepted
+    (c, h, w), or None for RGB and grey images of any size; forward: uint8 images -> (features, logits or None), without
+    regard to the other images of the batch; batch: how many images fit into the memory of any machine.
     """
 
     name: str
     weights_hash: str
     resize: str
     dimension: int
-    image_shape: tuple[int, int, int]
-    forward: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    image_shape: tuple[int, int, int] | None
+    forward: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+    batch: int = 500
 
-    def extract(self, images: np.ndarray, batch_size: int = 500) -> Features:
+    def extract(self, images: np.ndarray, batch_size: int | None = None) -> Features:
         """Extract features and logits of uint8 images (n, *image_shape), `batch_size` images at a time.
 
         Raises UserError for another dtype or shape, and where a feature or logit is not finite.
         """
         require_uint8(f"images for the extractor '{self.name}'", images, self.image_shape)
-        batches = [self.forward(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        features, logits = (
-            np.concatenate(parts).astype(np.float64, copy=False) for parts in zip(*batches, strict=True)
-        )
-        for quantity, values in (("features", features), ("logits", logits)):
-            if not np.isfinite(values).all():
-                raise UserError(f"{quantity} of the extractor '{self.name}' are not finite; check its weights")
+        size = batch_size or self.batch
+        return self.gather((images[start : start + size] for start in range(0, len(images), size)), len(images))
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        """Extract batch by batch, in constant memory. Raises UserError as `extract` does."""
+        for images in batches:
+            require_uint8(f"images for the extractor '{self.name}'", images, self.image_shape)
+            features, logits = self.forward(images)
+            for quantity, values in (("features", features), ("logits", logits)):
+                if values is not None and not np.isfinite(values).all():
+                    raise UserError(f"{quantity} of the extractor '{self.name}' are not finite; check its weights")
+            yield Features(features.astype(np.float64), None if logits is None else logits.astype(np.float64))
+
+    def gather(self, batches: Iterable[np.ndarray], n: int) -> Features:
+        """Extract batches of `n` images in all, and keep all features."""
+        features, logits = np.empty((n, self.dimension)), None
+        start = 0
+        for part in self.stream(batches):
+            stop = start + len(part.features)
+            features[start:stop] = part.features
+            if part.logits is not None:
+                logits = np.empty((n, part.logits.shape[1])) if logits is None else logits
+                logits[start:stop] = part.logits
+            start = stop
         return Features(features, logits)
 
 
-def load_extractor(name: str) -> Extractor:
-    """Load the extractor `name`. Raises UserError for an unknown name, or weights other than the pinned ones."""
-    if name not in EXTRACTORS:
-        raise UserError(f"unknown extractor '{name}'; known: {', '.join(sorted(EXTRACTORS))}")
-    extractor: Extractor = import_module(EXTRACTORS[name]).load()
+def load_extractor(config: ExtractorConfig | str) -> Extractor:
+    """Load an extractor, named or configured.
+
+    Raises UserError for an unknown name, for weights that are absent or other than the pinned or stated ones, and where
+    a library that it needs is not installed.
+    """
+    config = ExtractorConfig(name=config) if isinstance(config, str) else config
+    module = module_of(config)
+    try:
+        if config.name in EXTRACTORS:
+            extractor: Extractor = import_module(module).load()
+        else:
+            extractor = import_module(module).load(config.name, pretrained.read(config))
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'fewstep[metrics]'"
+        raise UserError(f"the extractor {config.name!r} needs {error.name}, which is not installed; {remedy}") from None
     return extractor
+
+
+def require_available(config: ExtractorConfig) -> None:
+    """Raise UserError where an extractor is unknown or its weights file is absent; loads nothing."""
+    module_of(config)
+    if config.name in pretrained.PRETRAINED:
+        pretrained.locate(config)
+
+
+def module_of(config: ExtractorConfig) -> str:
+    """The module that loads an extractor. Raises UserError for an unknown name, or weights that it does not take."""
+    if config.name in EXTRACTORS:
+        if config.weights is not None:
+            raise UserError(f"the extractor {config.name!r} is committed with its weights and takes no others")
+        return EXTRACTORS[config.name]
+    if config.name in pretrained.PRETRAINED:
+        return pretrained.PRETRAINED[config.name].module
+    raise UserError(f"unknown extractor {config.name!r}; {suggest(config.name, [*EXTRACTORS, *pretrained.PRETRAINED])}")

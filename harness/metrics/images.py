@@ -27,10 +27,15 @@ def from_uint8(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float64) / 127.5 - 1
 
 
-def require_uint8(name: str, images: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise UserError, naming `name`, unless `images` is a non-empty uint8 array (n, *shape)."""
-    if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
+def require_uint8(name: str, images: np.ndarray, shape: tuple[int, ...] | None) -> None:
+    """Raise UserError, naming `name`, unless `images` is a non-empty uint8 array (n, *shape).
+
+    A shape of None stands for RGB and grey images of any size.
+    """
+    fits = images.shape[1:] == shape if shape else images.ndim == 4 and images.shape[1] in (1, 3)
+    if images.dtype != np.uint8 or not fits or len(images) == 0:
+        wanted = ", ".join(map(str, shape)) if shape else "1 or 3, h, w"
         raise UserError(
-            f"{name} must be uint8 (n, {', '.join(map(str, shape))}), not {images.dtype} {images.shape}; "
+            f"{name} must be uint8 (n, {wanted}), not {images.dtype} {images.shape}; "
             "convert images in [-1, 1] with to_uint8"
         )

@@ -12,6 +12,7 @@ from harness.datasets.archive import load_arrays, save_arrays
 from harness.errors import UserError
 from harness.metrics.extractors import Extractor
 from harness.metrics.images import QUANTISER
+from harness.metrics.sources import ImageSource
 from harness.metrics.statistics import Moments
 
 Identity = dict[str, str | int]
@@ -49,17 +50,30 @@ def reference_identity(image_set: ImageSet, extractor: Extractor) -> Identity:
         "data": f"{image_set.name}/{image_set.split}",
         "data_digest": image_set.digest,
         "n_images": len(image_set),
-        "extractor": extractor.name,
-        "extractor_weights": extractor.weights_hash,
-        "resize": extractor.resize,
+        **extractor_identity(extractor),
         "quantiser": QUANTISER,
     }
+
+
+def extractor_identity(extractor: Extractor) -> Identity:
+    """Name, weights and resize: one file of weights may serve several protocols."""
+    return {"extractor": extractor.name, "extractor_weights": extractor.weights_hash, "resize": extractor.resize}
 
 
 def build_reference(image_set: ImageSet, extractor: Extractor) -> Reference:
     """Quantise the images and extract their features. Raises UserError where the extractor refuses the images."""
     features = extractor.extract(image_set.pixels).features
     return Reference(features, reference_identity(image_set, extractor))
+
+
+def source_reference(source: ImageSource, extractor: Extractor) -> Reference:
+    """Extract the features of the user's own images, which are measured as they are: they come in 8 bits.
+
+    Their identity names no file, so that equal images have it wherever they lie.
+    """
+    features = extractor.gather(source.batches(extractor.batch), len(source)).features
+    identity: Identity = {"data": "images", "data_digest": source.digest, "n_images": len(source)}
+    return Reference(features, identity | extractor_identity(extractor) | {"quantiser": "none, 8 bits as given"})
 
 
 def cached_reference(path: Path | str, image_set: ImageSet, extractor: Extractor) -> Reference:

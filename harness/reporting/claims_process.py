@@ -47,7 +47,7 @@ def guidance_raises_inception_score(evidence: Evidence) -> Finding:
     for (backend, sampler, steps), rows in teacher.groupby(["backend", "sampler", "steps"], sort=False):
         rows = rows[rows["seed"] == rows["seed"].min()].sort_values("guidance")
         first, last = rows.iloc[0], rows.iloc[-1]
-        if first["guidance"] == 0 < last["guidance"]:
+        if first["guidance"] == 0 < last["guidance"] and pd.notna(first["is"]):  # an extractor may have no logits
             name = f"{backend}, {sampler}, {steps} steps"
             # The recorded deviation is that of the whole population of splits.
             error = np.hypot(first["is_std"], last["is_std"]) / np.sqrt(SPLITS - 1)

@@ -36,7 +36,7 @@ class Row(BaseModel):
     seed: int | None
     n_samples: int = Field(gt=0)
     fid: float
-    inception_score: float = Field(alias="is")
+    inception_score: float | None = Field(alias="is")
     kid: float
     precision: float
     recall: float

@@ -48,7 +48,7 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
         row |= {"images_per_second": sampling["images_per_second"][setting.name]}
         path = folder / f"metrics-{setting.name}.json"
         write_record(path, workspace, row, scores, extractor, train, provenance)
-        print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}  IS {scores['is']:.2f}")
+        print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}")
 
 
 def training_cost(workspace: Workspace, address: RunAddress) -> dict[str, float]:
@@ -63,7 +63,7 @@ def write_record(
     path: Path,
     workspace: Workspace,
     row: dict[str, Any],
-    scores: dict[str, float],
+    scores: dict[str, float | None],
     extractor: Extractor,
     reference: Reference,
     provenance: dict[str, Any],

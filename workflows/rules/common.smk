@@ -11,7 +11,7 @@ from harness.config import digest
 from harness.datasets import LOADERS
 from harness.errors import UserError
 from harness.method import get_method
-from harness.metrics.extractors import EXTRACTORS
+from harness.metrics.extractors import module_of, require_available
 from harness.provenance import source_hash
 from harness.reporting.published import PUBLISHED, load_tables, tables_for
 from harness.training import SECOND_MOMENTS
@@ -26,8 +26,8 @@ try:
     PROFILE = str(config.get("profile", "digits"))
     WORKSPACE = Workspace(PROFILE)
     tables_for(WORKSPACE.profile, load_tables())  # a wrong table is told now, not after the last run
-    if (name := WORKSPACE.profile.extractor) not in EXTRACTORS:
-        raise UserError(f"profile {PROFILE}: unknown extractor {name!r}; {suggest(name, EXTRACTORS)}")
+    require_available(WORKSPACE.profile.extractor)
+    EXTRACTOR = module_of(WORKSPACE.profile.extractor)
     RUNS, ABLATIONS = WORKSPACE.runs(), WORKSPACE.ablations()
     ADDRESSES = {str(address.folder): address for address in RUNS + ABLATIONS}
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}

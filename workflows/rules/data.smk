@@ -23,7 +23,7 @@ rule extractor:
         f"{ROOT}/logs/extractor.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.extractor"),
+        source=source_hash("harness.verbs.extractor", EXTRACTOR),
     shell:
         "fewstep extractor --profile {params.profile} > {log} 2>&1"
 
@@ -52,7 +52,7 @@ rule reference:
         f"{ROOT}/logs/reference.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.reference", "harness.metrics.digits_cnn"),
+        source=source_hash("harness.verbs.reference", EXTRACTOR),
         config=WORKSPACE.record_digest(None),
     shell:
         "fewstep reference --profile {params.profile} > {log} 2>&1"

@@ -22,7 +22,7 @@ for group, (names, runs) in GROUPS.items():
         threads: 1
         params:
             profile=shlex.quote(PROFILE),
-            source=source_hash("harness.verbs.evaluate", "harness.metrics.digits_cnn"),
+            source=source_hash("harness.verbs.evaluate", EXTRACTOR),
             config=lambda wildcards: WORKSPACE.record_digest(address_of(wildcards)),
             run=lambda wildcards: run_options(wildcards),
         shell:
