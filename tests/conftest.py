@@ -12,6 +12,7 @@ import pytest
 
 from harness.networks.transformer import TransformerSpec, initial_weights
 from harness.noise import Noise
+from tests.pretrained import clip_file, dinov2_folder, inception_file, inception_network, torchscript_file  # noqa: F401
 
 SPEC = TransformerSpec(channels=1, size=4, patch=2, width=16, depth=2, heads=2, num_classes=3)
 

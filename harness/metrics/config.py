@@ -11,12 +11,8 @@ class ExtractorConfig(StrictModel):
     """An extractor by name; published weights need no more than that."""
 
     name: str = Field(description="as registered in harness.metrics.extractors")
-    weights: str | None = Field(
-        default=None, min_length=1, description="their file, or its folder; default: the user's cache"
-    )
-    sha256: str | None = Field(
-        default=None, pattern="^[0-9a-f]{64}$", description="of other weights than the published ones"
-    )
+    weights: str | None = Field(default=None, min_length=1, description="file or folder; default: the user's cache")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="of weights of one's own")
 
     @model_validator(mode="after")
     def _hash_has_a_file(self) -> "ExtractorConfig":

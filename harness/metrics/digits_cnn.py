@@ -131,7 +131,8 @@ def _extractor(network: DigitsCNN, weights_hash: str) -> Extractor:
 
 def _accuracy(extractor: Extractor, heldout: ImageSet) -> float:
     _, logits = extractor.forward(to_uint8(heldout.images))
-    return float((np.argmax(logits, axis=1) == heldout.labels).mean())
+    assert logits is not None
+    return float((logits.argmax(axis=1) == heldout.labels).mean())
 
 
 def _require_accuracy(path: Path | str, accuracy: float) -> None:

@@ -52,10 +52,11 @@ def evaluate_images(
 ) -> dict[str, float | None]:
     """Score generated `images`, uint8 (n, c, h, w), against the training split; their order does not matter much.
 
-    `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std (None without logits), kid, kid_std, precision,
-    recall (fractions), class_distance (between features within a class), fid_heldout (FID to the held-out split) and
-    nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises UserError for another dtype or shape, too few
-    images (below 10, or below 2 of every class), a reference of another extractor, or a value that is not finite.
+    `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std (both None where the extractor
+    has no logits), kid, kid_std, precision, recall (fractions), class_distance (between features within a class),
+    fid_heldout (FID to the held-out split) and nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises
+    UserError for another dtype or shape, too few images (below 10, or below 2 of every class), a reference of another
+    extractor, or a value that is not finite.
     """
     require_uint8("images", images, extractor.image_shape)
     require_uint8("train_images", train_images, images.shape[1:])

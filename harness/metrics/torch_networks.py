@@ -47,7 +47,15 @@ def constructing(weights: Weights) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about each other's deprecated functions
             yield
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise weights.refuse(error) from None
 
 
