@@ -174,9 +174,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="also write the record of your images to this JSON file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print that record in place of the table")] = False,
 ) -> None:
-    """Score the images of a run: FID, IS, KID, precision, recall. Example: fewstep evaluate --backend torch
+    """Score the images of a run, or images of your own: FID, IS, KID, precision, recall.
 
-    Or images of your own: fewstep evaluate --images samples --reference real --extractor inception-v3-compat
+    Your own: fewstep evaluate --images samples --reference real --extractor inception-v3-compat, without a profile.
+
+    Example: fewstep evaluate --backend torch
     """
     if (backend is None) == (images is None):
         raise UserError("evaluate: name either a run (--backend, ...) or images of your own (--images, ...)")

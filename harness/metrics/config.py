@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from harness.validation import StrictModel
 
@@ -19,6 +19,11 @@ class ExtractorConfig(StrictModel):
         if self.sha256 is not None and self.weights is None:
             raise ValueError("sha256 is stated without weights; name the file that it is the hash of")
         return self
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, str]:
+        given = {"name": self.name, "weights": self.weights, "sha256": self.sha256}
+        return self.name if self.weights is None else {key: value for key, value in given.items() if value is not None}
 
     @property
     def content(self) -> str | dict[str, str]:

@@ -67,7 +67,8 @@ def from_folder(folder: Path) -> ImageSource:
     from harness.datasets.files import read_image
     from harness.datasets.folder import SUFFIXES, is_image
 
-    files = sorted(file for file in folder.rglob("*") if is_image(file))
+    found = (file for file in folder.rglob("*") if is_image(file))
+    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
     if not files:
         raise UserError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}); correct the path")
     sizes, modes = [], set()
@@ -79,8 +80,8 @@ def from_folder(folder: Path) -> ImageSource:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{file}: cannot be read as an image ({error}); replace it or remove it") from None
         if sizes[-1] != sizes[0]:
-            found, first = ("{}x{}".format(*size) for size in (sizes[-1], sizes[0]))
-            raise UserError(f"{file}: {found} pixels, but {files[0].name} has {first}; images must be of one size")
+            other, first = ("{}x{}".format(*size) for size in (sizes[-1], sizes[0]))
+            raise UserError(f"{file}: {other} pixels, but {files[0].name} has {first}; images must be of one size")
     (width, height), grey = sizes[0], modes <= {"1", "L"}
 
     def decode(file: Path) -> np.ndarray:

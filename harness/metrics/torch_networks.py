@@ -16,6 +16,9 @@ from harness.metrics.pretrained import Weights
 GREY = "grey as RGB"
 """Part of the name of every resize protocol here: grey images are repeated in three channels."""
 
+DAMAGED = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, EOFError, pickle.UnpicklingError)
+"""What PyTorch and the libraries raise for files that are not what they expect."""
+
 
 def device() -> torch.device:
     """The first GPU, or the CPU."""
@@ -47,15 +50,7 @@ def constructing(weights: Weights) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about each other's deprecated functions
             yield
-    except (
-        RuntimeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+    except DAMAGED as error:
         raise weights.refuse(error) from None
 
 

@@ -316,3 +316,35 @@ def test_every_value_is_described():
             inner = [item for item in _below(config.StrictModel) if item.__name__ in str(field.annotation)]
             pending += inner
             assert inner or name == "name" or field.description, f"{model.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("inception-v3-compat", "inception-v3-compat"),
+        ({"name": "inception-v3-compat", "weights": "here.pth"}, "inception-v3-compat"),
+        (
+            {"name": "inception-v3-compat", "weights": "here.pth", "sha256": "a" * 64},
+            {"name": "inception-v3-compat", "sha256": "a" * 64},
+        ),
+    ],
+)
+def test_an_extractor_is_a_name_or_more_and_depends_on_no_path(content, load, section, key):
+    profile = load(content | {"extractor": section})
+    assert profile.extractor.content == key
+    assert profile.model_dump()["extractor"] == section
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (3, "extractor is 3, but should be a mapping"),
+        ({"weights": "here.pth"}, "the key extractor.name is missing"),
+        ({"name": "a", "weight": "b"}, "unknown key extractor.weight; did you mean 'weights'?"),
+        ({"name": "a", "sha256": "a" * 64}, "extractor: sha256 is stated without weights; name the file"),
+        ({"name": "a", "weights": "b", "sha256": "A" * 64}, "extractor.sha256 is .*, but should match pattern"),
+    ],
+)
+def test_wrong_extractors_are_one_line(content, load, section, message):
+    with pytest.raises(UserError, match=message):
+        load(content | {"extractor": section})

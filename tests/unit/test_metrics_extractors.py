@@ -95,7 +95,7 @@ def test_non_finite_outputs_are_named(extractor, quantity):
 
 
 def test_unknown_extractors_are_listed():
-    with pytest.raises(UserError, match=r"unknown extractor 'inception'; known: .*digits-cnn"):
+    with pytest.raises(UserError, match=r"unknown extractor 'inception'; .* known: digits-cnn, inception-v3-compat"):
         load_extractor("inception")
 
 

@@ -67,8 +67,7 @@ def test_names_are_paths_below_the_folder_in_order(tmp_path):
     write_folder(folder / ".hidden", IMAGES)
     (folder / "notes.txt").write_text("no image")
     source = open_images(folder)
-    assert source.names == ["00000.png", "00001.png", "class/00000.png"] or ".hidden" in str(source.names)
-    assert len(source) == 3
+    assert source.names == ["00000.png", "00001.png", "class/00000.png"]
 
 
 def test_jpeg_files_are_decoded_by_pillow(tmp_path):

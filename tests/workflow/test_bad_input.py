@@ -212,11 +212,16 @@ def test_no_space_left_while_training(folder: Path) -> None:
         ("profil=smoke", "unknown config key 'profil'; did you mean 'profile'?"),
         ("profile=mine.yaml", "teacher: weight: unknown weight 'emd'; choose one of"),
         ("profile=alike.yaml", "published is the unknown table 'imagenet46'; did you mean 'imagenet64'?"),
-        ("profile=imagenet64", "profile imagenet64: unknown extractor 'inception-v3-compat'; known: digits-cnn"),
+        ("profile=other.yaml", "unknown extractor 'digits'; did you mean 'digits-cnn'?"),
+        ("profile=imagenet64", "the extractor 'inception-v3-compat' needs the weights weights-inception-2015-12-05-"),
     ],
 )
-def test_snakemake_stops_before_any_job(tmp_path: Path, config: str, message: str) -> None:
+def test_snakemake_stops_before_any_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, message: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights there
     write_profile(tmp_path / "mine.yaml", {"teacher.weight": "emd"})
     write_profile(tmp_path / "alike.yaml", {"published": "imagenet46"})
+    write_profile(tmp_path / "other.yaml", {"extractor": "digits"})
     fails(message, "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1", "--config", config, cwd=tmp_path)
     assert not (tmp_path / "results").exists()
