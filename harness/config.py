@@ -191,8 +191,7 @@ class Profile(StrictModel):
     methods: list[MethodConfig] = Field(min_length=1)
     ablations: list[MethodConfig] = Field([], description="further variants, run for the target all_ablations alone")
     matched_passes: Count | None = Field(
-        None,
-        description="network passes of an image for each step count of a student, in place of its updates",
+        None, description="network passes of an image for each step count of a student, in place of its updates"
     )
     evaluation: EvaluationConfig
     log_every: Count = Field(description="updates between lines of the training log")

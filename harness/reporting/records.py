@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
+from harness.reporting.naming import sample_count as sample_count
 
 DASH = "\N{EN DASH}"
 SAMPLERS = {"ancestral": "ancestral", "ddim": "DDIM", "renoise": "re-noise"}
@@ -211,11 +212,6 @@ def count(value: Any) -> str:
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.0f}"
-
-
-def sample_count(n: Any) -> str:
-    """A number of samples as part of a metric's name, exact: 10k, 50k, 2048."""
-    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from harness.metrics.reference import Identity, Reference, extractor_identity, s
 from harness.metrics.sources import ImageSource, open_images
 from harness.metrics.statistics import Moments
 from harness.provenance import run_record
+from harness.reporting.naming import sample_count
 from harness.validation import validate
 
 CLIP = "harness.metrics.clip"
@@ -105,8 +106,7 @@ def _read_captions(path: Path, source: ImageSource) -> list[str]:
 
 def _table(row: dict[str, Any], extractor: Extractor) -> str:
     """The measured scores, one a line, each with the number of images in its name."""
-    n = row["n_samples"]
-    count = f"{n // 1000}k" if n % 1000 == 0 else str(n)
+    n, count = row["n_samples"], sample_count(row["n_samples"])
     frechet = "FID" if extractor.name.startswith("inception-v3") else "FD"
     columns = {
         f"{frechet}-{count}": ("fid", "", 1),

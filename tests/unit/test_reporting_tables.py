@@ -242,5 +242,5 @@ def test_missing_garbled_repeated_and_no_records_are_user_errors(tmp_path):
 def test_a_missing_inception_score_is_a_dash_beside_others(tmp_path):
     records = load_records(save(tmp_path, record(), record("progressive", steps=2, **{"is": None})))
     lines = [line for line in markdown(layout(records)).splitlines() if line.startswith("|")]
-    column = [cell.strip() for cell in lines[0].split("|")].index("IS ↑")
+    column = [cell.strip() for cell in lines[0].split("|")].index("IS-10k ↑")
     assert [line.split("|")[column].strip() for line in lines[2:]] == ["9.00", "\N{EN DASH}"]

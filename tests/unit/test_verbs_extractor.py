@@ -52,4 +52,4 @@ def test_a_record_without_logits_has_no_inception_score_and_the_table_no_column(
     assert main_table(records)["is"].isna().all()
     text = markdown(layout(records))
     assert "FID-20" in text
-    assert "IS ↑" not in text
+    assert "| IS-" not in text

@@ -1,0 +1,8 @@
+"""How metrics are named, for tables and for verbs that need no pandas."""
+
+from typing import Any
+
+
+def sample_count(n: Any) -> str:
+    """A number of samples as part of a metric's name, exact: 10k, 50k, 2048."""
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
