@@ -7,30 +7,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, PrivateAttr, model_validator
+from pydantic import BaseModel, Field, JsonValue, PrivateAttr, model_validator
 
 from harness.datasets.config import DataConfig
 from harness.errors import UserError
-from harness.metrics.config import ExtractorSection
-from harness.validation import Model, StrictModel, parse_yaml, suggest, validate
+from harness.metrics.config import EvaluationConfig, ExtractorSection
+from harness.validation import Count, Distinct, Model, StrictModel, parse_yaml, suggest, validate
 
 PROFILE_FOLDER = Path("workflows/config")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-Item = TypeVar("Item")
-
-
-def _distinct(items: list[Item]) -> list[Item]:
-    for position, item in enumerate(items):
-        if item in items[:position]:
-            raise ValueError(f"holds {item!r} twice")
-    return items
-
-
-Count = Annotated[int, Field(ge=1)]
-Distinct = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 Steps = Distinct[Count]
 
 
@@ -169,13 +157,6 @@ class MethodConfig(StrictModel):
         return _merge(self.model_dump(exclude={"overrides"}), patch)
 
 
-class EvaluationConfig(StrictModel):
-    """The images that each metric sees."""
-
-    n_samples: int = Field(ge=10, description="generated images; the Inception score needs ten")
-    batch: Count = Field(description="images sampled at a time; it does not change them")
-
-
 class Profile(StrictModel):
     """Everything that the runs of one workflow depend on."""
 
@@ -213,6 +194,14 @@ class Profile(StrictModel):
         for folder in folders:
             if folders.count(folder) > 1:
                 raise ValueError(f"the method and variant {folder} occur twice; give one of them another variant")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_methods_are_named(self) -> "Profile":
+        named = [method.id for method in self.methods]
+        for method in (self.evaluation.during and self.evaluation.during.methods) or []:
+            if method not in named:
+                raise ValueError(f"evaluation.during names the method {method!r}; {suggest(method, named)}")
         return self
 
     @model_validator(mode="after")

@@ -4,14 +4,28 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+Item = TypeVar("Item")
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    for position, item in enumerate(items):
+        if item in items[:position]:
+            raise ValueError(f"holds {item!r} twice")
+    return items
+
+
+Count = Annotated[int, Field(ge=1)]
+Distinct = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class StrictModel(BaseModel):

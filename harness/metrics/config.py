@@ -1,10 +1,10 @@
-"""The section `extractor` of a profile: which features the metrics see, and of which weights."""
+"""The sections `extractor` and `evaluation` of a profile: which features the metrics see, and of which images."""
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_serializer, model_validator
 
-from harness.validation import StrictModel
+from harness.validation import Count, Distinct, StrictModel
 
 
 class ExtractorConfig(StrictModel):
@@ -37,3 +37,38 @@ def _by_name(value: Any) -> Any:
 
 ExtractorSection = Annotated[ExtractorConfig, BeforeValidator(_by_name)]
 """`extractor: NAME`, or a mapping with the keys of `ExtractorConfig`."""
+
+
+PARTS = (2, 5, 10)
+"""Numbers of disjoint parts that the ten folds of the sampling error can be merged into."""
+
+
+def _merges_folds(parts: int) -> int:
+    if parts not in PARTS:
+        raise ValueError(f"is {parts}, but ten folds make {', '.join(map(str, PARTS))} parts alone")
+    return parts
+
+
+class DuringConfig(StrictModel):
+    """Evaluation while students train, for the reporting convention "best of n evaluations"."""
+
+    every: Count = Field(description="updates between evaluations; the last weights are evaluated as well")
+    n_samples: int = Field(ge=10, description="generated images of an evaluation, of one fixed noise")
+    methods: Distinct[str] | None = Field(None, description="ids of the methods that are evaluated; default: all")
+
+
+class EvaluationConfig(StrictModel):
+    """The images that each metric sees."""
+
+    n_samples: int = Field(ge=10, description="generated images; the Inception score needs ten")
+    batch: Count = Field(description="images sampled at a time; it does not change them")
+    fid_parts: Distinct[Annotated[int, AfterValidator(_merges_folds)]] = Field(
+        [], description="FID also of this many disjoint parts of the images, and its limit for infinitely many"
+    )
+    during: DuringConfig | None = Field(None, description="evaluation while students train as well")
+
+    @model_validator(mode="after")
+    def _parts_have_images(self) -> "EvaluationConfig":
+        if self.fid_parts and self.n_samples < 2 * max(self.fid_parts):
+            raise ValueError(f"fid_parts: n_samples {self.n_samples} leaves a part fewer than two images")
+        return self

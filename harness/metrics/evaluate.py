@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from harness.errors import UserError
 from harness.metrics.extractors import Extractor, Features
 from harness.metrics.images import require_uint8
 from harness.metrics.reference import Identity, Reference, extractor_identity
+from harness.metrics.sampling_error import fid_uncertainty
 from harness.metrics.scores import (
     PROTOCOL,
     class_distance,
@@ -49,14 +52,18 @@ def evaluate_images(
     reference_train: Reference,
     reference_heldout: Reference,
     train_images: np.ndarray,
-) -> dict[str, float | None]:
+    *,
+    uncertainty: bool = False,
+    fid_parts: Sequence[int] = (),
+) -> dict[str, Any]:
     """Score generated `images`, uint8 (n, c, h, w), against the training split; their order does not matter much.
 
     `labels` (n,) are the classes that the images were drawn for. Returns fid, is, is_std (both None where the extractor
     has no logits), kid, kid_std, precision, recall (fractions), class_distance (between features within a class),
-    fid_heldout (FID to the held-out split) and nn_distance (to `train_images`, uint8; pixels in [-1, 1]). Raises
-    UserError for another dtype or shape, too few images (below 10, or below 2 of every class), a reference of another
-    extractor, or a value that is not finite.
+    fid_heldout (FID to the held-out split) and nn_distance (to `train_images`, uint8; pixels in [-1, 1]); with
+    `uncertainty` also what `fid_uncertainty` says of fid, given `fid_parts`, at the cost of ten further distances and
+    one for each part. Raises UserError for another dtype or shape, too few images (below 10, or below 2 of every
+    class), a reference of another extractor, or a value that is not finite.
     """
     require_uint8("images", images, extractor.image_shape)
     require_uint8("train_images", train_images, images.shape[1:])
@@ -71,6 +78,8 @@ def evaluate_images(
     scores["fid_heldout"] = fid(moments, reference_heldout.moments)
     scores["nn_distance"] = nearest_neighbour_distance(images, train_images)
     require_finite(scores, extractor)
+    if uncertainty:
+        return scores | fid_uncertainty(generated.features, labels, reference_train.moments, fid_parts)
     return scores
 
 

@@ -54,7 +54,9 @@ class Extra(BaseModel):
     """Measurements beside main.csv.
 
     `nn_distance_heldout` is given by the real-data floor alone, `class_distance` (mean distance between features of
-    one class) by records that measured it.
+    one class) by records that measured it, and so are the rest: `fid_folds`, the FID without each fold of the images;
+    `fid_log_se`, the jackknife's standard error of log FID; `fid_by_n` and `fid_infinity`, the FID of fewer images and
+    its limit for infinitely many.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -65,6 +67,10 @@ class Extra(BaseModel):
     nn_distance: float | None
     nn_distance_heldout: float | None = None
     class_distance: float | None = None
+    fid_folds: list[float] | None = None
+    fid_log_se: float | None = None
+    fid_by_n: dict[int, float] | None = None
+    fid_infinity: float | None = None
 
 
 class Record(BaseModel):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.addresses import TEACHER, RunAddress
+from harness.addresses import TEACHER, RunAddress, Setting
 from harness.checkpoint import load_checkpoint
 from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
@@ -35,20 +35,29 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     provenance |= {"sampling": sampling["provenance"]}
     if method == TEACHER:
         provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
-    cost = training_cost(workspace, address)
     extractor = load_extractor(workspace.profile.extractor)
     train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
     train_images = ImageSet.load(workspace.data("train")).pixels
     for setting in workspace.settings(address):
         images, labels = load_arrays(folder / f"samples-{setting.name}.npz", "images", "labels")
-        scores = evaluate_images(images, labels, extractor, train, heldout, train_images)
-        row = {"backend": backend, "method": method, "variant": variant, "seed": seed, "sampler": setting.sampler}
-        row |= {"steps": setting.steps, "guidance": setting.guidance, "nfe": nfe(setting.steps, setting.guidance)}
-        row |= {"params": training["params"], **cost}
-        row |= {"images_per_second": sampling["images_per_second"][setting.name]}
+        scores = evaluate_images(
+            images, labels, extractor, train, heldout, train_images,
+            uncertainty=True, fid_parts=workspace.profile.evaluation.fid_parts,
+        )  # fmt: skip
+        row = describe(workspace, address, setting, training["params"], sampling["images_per_second"][setting.name])
         path = folder / f"metrics-{setting.name}.json"
         write_record(path, workspace, row, scores, extractor, train, provenance)
         print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}")
+
+
+def describe(
+    workspace: Workspace, address: RunAddress, setting: Setting, params: int, images_per_second: float
+) -> dict[str, Any]:
+    """What a row says of a run and of a way to sample it, beside the scores."""
+    row = {"backend": address.backend, "method": address.method, "variant": address.variant, "seed": address.seed}
+    row |= {"sampler": setting.sampler, "steps": setting.steps, "guidance": setting.guidance}
+    row |= {"nfe": nfe(setting.steps, setting.guidance), "params": params, **training_cost(workspace, address)}
+    return row | {"images_per_second": images_per_second}
 
 
 def training_cost(workspace: Workspace, address: RunAddress) -> dict[str, float]:
@@ -63,20 +72,19 @@ def write_record(
     path: Path,
     workspace: Workspace,
     row: dict[str, Any],
-    scores: dict[str, float | None],
+    scores: dict[str, Any],
     extractor: Extractor,
     reference: Reference,
     provenance: dict[str, Any],
 ) -> None:
-    """Write one record: the row of main.csv, further measurements, identity, and provenance with this process's."""
-    n = workspace.profile.evaluation.n_samples
+    """Write one record: the row of main.csv, further measurements, identity, and provenance with this process's.
+
+    The row may name its convention and its n_samples; those of the profile's evaluation of last weights are understood.
+    """
+    n: int = row.get("n_samples", workspace.profile.evaluation.n_samples)
     identity, identity_digest = metric_identity(extractor, reference, n, LABEL_POLICY)
-    row = row | {metric: scores[metric] for metric in METRICS}
-    row = (
-        {"convention": CONVENTION}
-        | row
-        | {"profile": workspace.profile.name, "n_samples": n, "identity": identity_digest}
-    )
+    row = {"convention": CONVENTION, "n_samples": n} | row | {metric: scores[metric] for metric in METRICS}
+    row |= {"profile": workspace.profile.name, "identity": identity_digest}
     record = {
         "row": row,
         "extra": {key: value for key, value in scores.items() if key not in METRICS},

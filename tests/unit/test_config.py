@@ -69,14 +69,15 @@ def test_committed_profiles_load_as_written(path):
 
 
 def test_every_change_of_a_value_changes_the_hash(content, load):
-    closed = ("data.name", "network.width", "network.heads", "clock.name", "backends.0", "backends.1")  # not any value
-    changes = [(key, value) for key, value in _leaves(content) if key not in closed]
+    closed = ("data.name", "network.width", "network.heads", "clock.name", "backends.", "evaluation.fid_parts.")
+    changes = [(key, value) for key, value in _leaves(content) if not key.startswith(closed)]  # not any value
     other = {int: lambda value: value + 1000, float: lambda value: value + 0.0005, str: lambda value: f"{value}-2"}
     edited = [_edit(content, key, other[type(value)](value)) for key, value in changes]
     edited += [
         _edit(content, "data", {"name": "folder", "path": "images", "size": 8}),
         _edit(content, "network.heads", 8),
         _edit(content, "backends", ["jax"]),
+        _edit(content, "evaluation.fid_parts", [2]),
         _edit(content, "clock.shift_high", 1.0),
     ]
     hashes = {digest(load(each)) for each in (content, *edited)}
@@ -152,6 +153,13 @@ def test_nothing_changes_after_loading():
         ("backends", ["touch"], "backends.0 is 'touch'; did you mean 'torch'? known: torch, jax"),
         ("clock.name", "cosin", "clock is called 'cosin'; did you mean 'cosine'? known: cosine, karras"),
         ("teacher.samplers.dim", [1], "teacher.samplers.dim is 'dim'; did you mean 'ddim'? known: ancestral, ddim"),
+        ("evaluation.fid_parts", [3], "evaluation.fid_parts.0: is 3, but ten folds make 2, 5, 10 parts alone"),
+        ("evaluation.n_samples", 15, "evaluation: fid_parts: n_samples 15 leaves a part fewer than two images"),
+        (
+            "evaluation.during",
+            {"every": 5, "n_samples": 10, "methods": ["dmd3"]},
+            "evaluation.during names the method 'dmd3'; known: moment-matching/alternating",
+        ),
         ("methods.0.variant", "../x", "methods.0.variant is '../x', but should match pattern"),
         ("methods.0.overrides.four", {}, "methods.0.overrides.four is 'four', but should match pattern"),
     ],

@@ -139,6 +139,21 @@ def test_scores_order_heldout_noisy_and_collapsed_images(bench):
     assert one_class["fid"] > 10 * heldout["fid"]
 
 
+def test_the_uncertainty_of_fid_is_measured_where_it_is_asked_for(bench):
+    images, labels, train = to_uint8(bench.heldout.images), bench.heldout.labels, to_uint8(bench.train.images)
+    arguments = (images, labels, bench.extractor, *bench.references, train)
+    scores = evaluate_images(*arguments, uncertainty=True, fid_parts=[2])
+    assert scores.keys() == KEYS | {"fid_folds", "fid_log_se", "fid_by_n", "fid_infinity"}
+    assert scores == evaluate_images(*arguments) | {key: scores[key] for key in scores.keys() - KEYS}
+    assert len(scores["fid_folds"]) == 10
+    assert scores["fid_by_n"].keys() == {len(images) // 2, len(images)}
+    assert scores["fid_by_n"][len(images)] == pytest.approx(scores["fid"], rel=1e-6)
+    assert scores["fid_infinity"] < scores["fid"] < np.mean(scores["fid_folds"])
+    assert 0.01 < scores["fid_log_se"] < 0.5
+    with pytest.raises(UserError, match="at least 2 samples"):
+        evaluate_images(*(x[:15] for x in arguments[:2]), *arguments[2:], uncertainty=True, fid_parts=[10])
+
+
 def test_memorised_images_have_distance_zero_and_heldout_images_do_not(bench, floors):
     assert bench.evaluate(bench.train.images[:300])["nn_distance"] == 0
     for floor in floors:
