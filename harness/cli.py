@@ -165,6 +165,7 @@ def evaluate(
     seed: Seed = 0,
     results: Results = None,
     threads: Threads = 1,
+    during: Annotated[bool, typer.Option("--during", help="the states kept during training; report the best")] = False,
     images: Annotated[Path | None, typer.Option(help="images of your own: a folder, or an .npz file")] = None,
     reference: Annotated[Path | None, typer.Option(help="real images alike, or a saved reference (.npz)")] = None,
     extractor: Annotated[str | None, typer.Option(help="the extractor for them, e.g. inception-v3-compat")] = None,
@@ -190,7 +191,7 @@ def evaluate(
         return
     assert backend is not None
     _run(
-        "evaluate", profile, results, threads,
+        "during" if during else "evaluate", profile, results, threads,
         backend=backend.value, method=method, variant=variant, student=student, seed=seed,
     )  # fmt: skip
 

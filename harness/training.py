@@ -28,6 +28,7 @@ from harness.method import Batch
 from harness.noise import Noise
 
 SECOND_MOMENTS = "second_moments.safetensors"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Schedule:
     warmup_updates: int
     checkpoint_every: int
     log_every: int
+    snapshot_every: int | None = None
+
+    @property
+    def snapshots(self) -> list[int]:
+        """How many updates each kept state of the result has had; the last one is the result itself, and not kept."""
+        return list(range(self.snapshot_every, self.updates, self.snapshot_every)) if self.snapshot_every else []
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then linear decay that would reach zero at `updates`; `step` counts from 0."""
@@ -74,6 +81,11 @@ class BatchStream:
             index[done : done + len(part)] = part
             done += len(part)
         return {name: unit_range(array[index]) for name, array in self.arrays.items()}
+
+
+def snapshot(folder: Path, update: int) -> Path:
+    """Where a run's result as it was after so many updates lies."""
+    return folder / SNAPSHOTS / f"update{update}.safetensors"
 
 
 @contextmanager
@@ -124,19 +136,21 @@ class Run:
     def train(self, manifest: Mapping[str, Any], resume_key: str, summary: Mapping[str, Any], title: str) -> None:
         """Train to the end and write `<result>.safetensors`, `train.jsonl` and `train.json` into the folder.
 
-        Where the method asks for it, Adam's second moments are written beside them (`second_moments.safetensors`).
+        Where the method asks for it, Adam's second moments are written beside them (`second_moments.safetensors`), and
+        where the schedule does, earlier states of the result (`snapshots/update<n>.safetensors`).
 
         `manifest` goes into the checkpoint. `resume_key` names what the run depends on (configuration, code, parent
         weights): a resume state of another key is discarded. Raises UserError where a quantity is not finite.
         """
         with locked(self.resume):
             first = self._restore(resume_key)
-            self._optimise(first, resume_key, title)
+            self._optimise(first, manifest, resume_key, title)
             result = self.method.result
             write_atomic(self.folder / "train.json", json.dumps({**summary, **self._measurements()}, indent=1) + "\n")
             write_atomic(self.folder / "train.jsonl", (self.resume / "train.jsonl").read_bytes())
             if self.method.second_moments_of is not None:
                 self._save_second_moments(self.method.second_moments_of, manifest)
+            self._copy_snapshots()
             save_checkpoint(self.folder / f"{result}.safetensors", self.learner.weights(result), manifest)
             (self.resume / "state.safetensors").unlink(missing_ok=True)  # first: a state without its log is no state
             shutil.rmtree(self.resume)
@@ -147,8 +161,15 @@ class Run:
         about = {"second_moments_of": name, "weights": "live", "beta2": adam.beta2, "eps": adam.eps, "clip": adam.clip}
         save_checkpoint(self.folder / SECOND_MOMENTS, moments, {**manifest, **about})
 
-    def _optimise(self, first: int, resume_key: str, title: str) -> None:
-        schedule, method = self.schedule, self.method
+    def _copy_snapshots(self) -> None:
+        """Copied, not moved, because a run that dies before its end needs them again."""
+        for update in self.schedule.snapshots:
+            target = snapshot(self.folder, update)
+            target.parent.mkdir(exist_ok=True)
+            write_atomic(target, snapshot(self.resume, update).read_bytes())
+
+    def _optimise(self, first: int, manifest: Mapping[str, Any], resume_key: str, title: str) -> None:
+        schedule, method, kept = self.schedule, self.method, set(self.schedule.snapshots)
         began = time.monotonic() - self.elapsed
         mark, marked = time.monotonic(), first
         interval = range(first - first % schedule.log_every, first)  # of a resumed run: its lines are in the log
@@ -171,6 +192,9 @@ class Run:
                     log.write(self._log_line(step, turn, update, rate, speed))
                     log.flush()
                     bar.set_postfix(loss=f"{update.loss:.3g}", refresh=False)
+                if done in kept:
+                    weights = self.learner.weights(method.result)
+                    save_checkpoint(snapshot(self.resume, done), weights, {**manifest, "update": done})
                 if done % schedule.checkpoint_every == 0 and done < schedule.updates:
                     self.elapsed = time.monotonic() - began
                     state = {"step": done, "elapsed": self.elapsed, "key": resume_key, "unlogged": self.unlogged}
@@ -231,6 +255,10 @@ class Run:
             else:
                 tqdm.write(f"{self.folder}: starting anew, because configuration, code or teacher changed since")
         write_atomic(log_file, "".join(kept))
+        if step == 0:  # those of another run; a resumed one has its own up to here, and writes later ones again
+            shutil.rmtree(self.resume / SNAPSHOTS, ignore_errors=True)
+        if self.schedule.snapshots:
+            (self.resume / SNAPSHOTS).mkdir(exist_ok=True)
         return step
 
     def _measurements(self) -> dict[str, Any]:

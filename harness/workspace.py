@@ -11,6 +11,7 @@ from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, 
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
 from harness.method import Method, get_method
+from harness.metrics.config import DuringConfig
 from harness.networks.transformer import TransformerSpec
 from harness.training import Schedule
 
@@ -161,6 +162,17 @@ class Workspace:
         family = get_method(address.method).family(options)
         return [Setting(family, k) for k in self.steps(address)]
 
+    def during(self, address: RunAddress) -> DuringConfig | None:
+        """How this run is evaluated while it trains, if it is: a student of the profile's methods, no ablation."""
+        during, (method, variant) = self.profile.evaluation.during, (address.method, address.variant)
+        if during is None or (method, variant) not in [(config.id, config.variant) for config in self.profile.methods]:
+            return None
+        return during if during.methods is None or method in during.methods else None
+
+    def selected(self, address: RunAddress, setting: Setting) -> Path:
+        """The record of the best of a run's evaluations during training."""
+        return self.run(address) / f"selected-{setting.name}.json"
+
     def training(self, address: RunAddress) -> tuple[Schedule, Adam]:
         """How one run learns."""
         profile = self.profile
@@ -176,6 +188,7 @@ class Workspace:
             warmup_updates=optimiser.warmup_updates,
             checkpoint_every=config.checkpoint_every,
             log_every=profile.log_every,
+            snapshot_every=during.every if (during := self.during(address)) else None,
         )
         return schedule, Adam(optimiser.beta1, optimiser.beta2, optimiser.eps, optimiser.clip)
 
@@ -220,12 +233,19 @@ class Workspace:
     def record_digest(self, address: RunAddress | None) -> str:
         """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
         profile = self.profile
-        parts = {"evaluation": profile.evaluation.model_dump(mode="json"), "extractor": profile.extractor.content}
+        evaluation = profile.evaluation.model_dump(mode="json", exclude={"during"})
+        parts = {"evaluation": evaluation, "extractor": profile.extractor.content}
         if address is None:
             return digest({**parts, "data": profile.data.model_dump(mode="json")})
         sampling = {"sampling_noise": profile.teacher.sampling_noise} if address.method == TEACHER else {}
         settings = [setting.name for setting in self.settings(address)]
         return digest({**parts, **sampling, "settings": settings, "run": self.run_config(address)})
+
+    def selection_digest(self, address: RunAddress) -> str:
+        """A digest of all configuration that the record of the best of a run's evaluations depends on."""
+        during = self.profile.evaluation.during
+        evaluation = {"during": during and during.model_dump(mode="json", exclude={"methods"})}
+        return digest({**evaluation, "record": self.record_digest(address)})
 
     def runs(self) -> list[RunAddress]:
         """Every run of the profile's methods, each teacher before its students."""

@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from harness.addresses import TEACHER, RunAddress
+from harness.addresses import TEACHER, RunAddress, Setting
 from harness.backends import get_backend
+from harness.backends.base import Weights
 from harness.checkpoint import load_checkpoint, require_config
 from harness.datasets.archive import save_arrays
 from harness.files import write_atomic
@@ -28,28 +29,44 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     checkpoint = folder / f"{get_method(method).result}.safetensors"
     weights, manifest = load_checkpoint(checkpoint)
     require_config(checkpoint, manifest, workspace.run_config(address))
-    spec, engine = TransformerSpec(**manifest["network"]), get_backend(backend)
-    upper_bound = workspace.profile.teacher.sampling_noise if method == TEACHER else 0.0
-    throughput = {}
+    spec, n_samples, throughput = TransformerSpec(**manifest["network"]), workspace.profile.evaluation.n_samples, {}
     for setting in settings:
-        step = partial(sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes)
-        batches = draw_images(
-            engine.denoiser_step(spec, weights, step, workspace.clock),
-            engine.to_numpy,
-            get_method(method).times(setting.steps),
-            (spec.channels, spec.size, spec.size),
-            spec.num_classes,
-            workspace.profile.evaluation.n_samples,
-            workspace.profile.evaluation.batch,
-            seed,
-            stochastic=setting.sampler != "ddim",
-        )
-        title = f"{backend} {method} {setting.name}"
-        images, labels, rate = _collect(batches, workspace.profile.evaluation.n_samples, title)
+        images, labels, rate = draw(workspace, address, setting, spec, weights, n_samples)
         throughput[setting.name] = round(rate, 1)
         save_arrays(folder / f"samples-{setting.name}.npz", images=images, labels=labels)
     record = {"checkpoint": manifest["digest"], "images_per_second": throughput, "provenance": run_record()}
     write_atomic(folder / "sampling.json", json.dumps(record, indent=1) + "\n")
+
+
+def draw(
+    workspace: Workspace,
+    address: RunAddress,
+    setting: Setting,
+    spec: TransformerSpec,
+    weights: Weights,
+    n_samples: int,
+    purpose: str = "sample",
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Images (n, c, h, w) uint8 and labels (n,) of a run's network `weights` in one setting, and images per second.
+
+    The noise is that of the run's seed and of `purpose`.
+    """
+    engine, method = get_backend(address.backend), get_method(address.method)
+    upper_bound = workspace.profile.teacher.sampling_noise if address.method == TEACHER else 0.0
+    step = partial(sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes)
+    batches = draw_images(
+        engine.denoiser_step(spec, weights, step, workspace.clock),
+        engine.to_numpy,
+        method.times(setting.steps),
+        (spec.channels, spec.size, spec.size),
+        spec.num_classes,
+        n_samples,
+        workspace.profile.evaluation.batch,
+        address.seed,
+        stochastic=setting.sampler != "ddim",
+        purpose=purpose,
+    )
+    return _collect(batches, n_samples, f"{address.backend} {address.method} {setting.name}")
 
 
 def _collect(

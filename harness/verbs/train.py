@@ -17,7 +17,7 @@ from harness.method import Average, CopyOf, Head, Method, Preconditioner, Start
 from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
 from harness.provenance import run_record, source_hash
-from harness.training import SECOND_MOMENTS, BatchStream, Run
+from harness.training import SECOND_MOMENTS, BatchStream, Run, snapshot
 from harness.workspace import Workspace
 
 
@@ -48,8 +48,10 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     if result.exists():
         _, existing = load_checkpoint(result)
         differing = differences({k: existing.get(k) for k in manifest}, manifest)
-        names = ["train.json", "train.jsonl"] + ([SECOND_MOMENTS] if method.second_moments_of else [])
-        differing += [f"{name} is missing" for name in names if not (folder / name).exists()]
+        files = [folder / "train.json", folder / "train.jsonl"]
+        files += [folder / SECOND_MOMENTS] if method.second_moments_of else []
+        files += [snapshot(folder, update) for update in schedule.snapshots]
+        differing += [f"{path.relative_to(folder)} is missing" for path in files if not path.exists()]
         if not differing:
             print(f"{result}: already trained")
             return
@@ -58,7 +60,8 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     learner = backend.learner(method, spec, weights, adam)
     run = Run(folder, backend, learner, schedule, address.seed, streams)
-    key = digest({**manifest, "source": source_hash(*source_modules(address.backend, type(method)))})
+    snapshots = {"snapshot_every": schedule.snapshot_every} if schedule.snapshot_every else {}
+    key = digest({**manifest, **snapshots, "source": source_hash(*source_modules(address.backend, type(method)))})
     summary = {"params": spec.n_parameters, "config": digest(config), "origins": origins, "provenance": run_record()}
     run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
 

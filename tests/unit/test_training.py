@@ -247,6 +247,45 @@ def test_a_resume_state_of_another_key_is_discarded_with_a_notice(
     assert timeless(log(tmp_path)) == timeless(log(whole))
 
 
+KEEPING = replace(SCHEDULE, snapshot_every=5)
+
+
+@pytest.mark.parametrize("steps", [[], [3], [6], [6, 13, 22]])
+def test_snapshots_are_the_results_of_shorter_ways_and_survive_kills(
+    tmp_path: Path, whole: Path, steps: list[int]
+) -> None:
+    for step in steps:
+        killed_at(make_run(tmp_path, KEEPING), step)
+        assert not (tmp_path / "snapshots").exists()
+    kept, run = {}, make_run(tmp_path / "watched", KEEPING)
+    update = run.update
+
+    def watched(step: int) -> tuple[Update, str, float]:
+        result = update(step)
+        kept[step + 1] = {name: value.copy() for name, value in run.learner.weights("teacher").items()}
+        return result
+
+    run.update = watched
+    for folder, training in ((tmp_path, make_run(tmp_path, KEEPING)), (tmp_path / "watched", run)):
+        train(training)
+        names = [f"update{done}.safetensors" for done in (10, 15, 20, 5)]
+        assert sorted(path.name for path in (folder / "snapshots").iterdir()) == names
+        assert not (folder / "resume").exists()
+        assert (folder / "teacher.safetensors").read_bytes() == (whole / "teacher.safetensors").read_bytes()
+    for name in names:
+        content, manifest = load_checkpoint(tmp_path / "snapshots" / name)
+        assert (tmp_path / "watched" / "snapshots" / name).read_bytes() == (tmp_path / "snapshots" / name).read_bytes()
+        for key, value in kept[manifest["update"]].items():
+            np.testing.assert_array_equal(content[key], value)
+
+
+def test_snapshots_of_another_run_are_discarded(tmp_path: Path) -> None:
+    other = make_run(tmp_path, replace(KEEPING, snapshot_every=3))
+    killed_at(other, 13, key="something else")
+    train(make_run(tmp_path, KEEPING))
+    assert len(list((tmp_path / "snapshots").iterdir())) == 4
+
+
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"!"])
 def test_a_damaged_resume_state_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     killed_at(make_run(tmp_path), 6)

@@ -14,7 +14,7 @@ from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
 from harness.errors import UserError
 from harness.training import Run
-from harness.verbs import distill, sample, table, teacher
+from harness.verbs import distill, during, sample, table, teacher
 from harness.verbs import train as training_verb
 from harness.workspace import Workspace
 from tests.conftest import SPEC, random_batch
@@ -219,6 +219,18 @@ def test_sampling_refuses_weights_of_another_configuration(trained: Workspace, t
     with pytest.raises(UserError, match=r"another configuration \(student.options.weight is None, expected flat\)"):
         draw(other, STUDENT_RUN)
     assert not list(trained.run(STUDENT_RUN).glob("samples-*"))
+
+
+def test_evaluation_during_training_is_for_runs_that_the_profile_names(trained: Workspace) -> None:
+    with pytest.raises(UserError, match=r"no evaluation during the training of .* \(default\); add evaluation.during"):
+        during.run(trained, "torch", MATCHING, "default", "k2", 0)
+
+
+def test_a_result_without_the_snapshots_that_are_wanted_is_refused(trained: Workspace, tmp_path: Path) -> None:
+    other = open_workspace(tmp_path, {"evaluation.during": {"every": 4, "n_samples": 10}})
+    train_teacher(other)
+    with pytest.raises(UserError, match=r"another run's result \(snapshots/update4.safetensors is missing\); delete"):
+        train_student(other)
 
 
 def test_reporting_names_what_is_missing_and_writes_nothing(trained: Workspace) -> None:

@@ -87,6 +87,7 @@ def test_a_method_knows_its_own_step_count(tmp_path: Path) -> None:
         ("methods.0.checkpoint_every", 3, set()),
         ("methods.0.steps", [1, 4, 8], set()),
         ("evaluation.n_samples", 30, set()),
+        ("evaluation.during", {"every": 2, "n_samples": 10}, set()),
         ("extractor", "another", set()),
         ("log_every", 1, set()),
         ("seeds", [0, 3, 4], set()),
@@ -98,6 +99,21 @@ def test_a_run_depends_on_what_changes_its_weights_and_on_nothing_else(
     before, after = open_workspace(tmp_path), open_workspace(tmp_path, {key: value})
     runs = {TEACHER_RUN, K4, K1, DDIM}
     assert {run for run in runs if before.run_config(run) != after.run_config(run)} == changed
+
+
+def test_students_of_the_named_methods_are_evaluated_during_training(tmp_path: Path) -> None:
+    changes = {"evaluation.during": {"every": 4, "n_samples": 10}, "methods": [METHODS[0]], "ablations": [METHODS[1]]}
+    workspace, plain = open_workspace(tmp_path, changes), open_workspace(tmp_path)
+    assert [run for run in (TEACHER_RUN, K4, K1, DDIM) if workspace.during(run)] == [K4, K1], "no teacher, no ablation"
+    snapshots = {run: workspace.training(run)[0].snapshots for run in (TEACHER_RUN, K4, K1, DDIM)}
+    assert snapshots == {TEACHER_RUN: [], K4: [4], K1: [4], DDIM: []}, "of 6 and 8 updates, the last not among them"
+    assert plain.training(K4)[0].snapshots == []
+    assert workspace.record_digest(K4) == open_workspace(tmp_path, {"methods": [METHODS[0]]}).record_digest(K4)
+    assert workspace.selection_digest(K4) != workspace.selection_digest(K1)
+    other = {"every": 4, "n_samples": 11, "methods": ["moment-matching/alternating"]}
+    assert open_workspace(tmp_path, changes | {"evaluation.during": other}).selection_digest(
+        K4
+    ) != workspace.selection_digest(K4)
 
 
 def test_the_seed_is_part_of_the_configuration(tmp_path: Path) -> None:
