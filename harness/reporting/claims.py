@@ -73,7 +73,7 @@ NOTE = (
     f"Intervals are {CONFIDENCE:.0%} t-intervals over training seeds, of the logarithm where the statistic is a ratio: "
     "Welch's between two methods, one-sample against a teacher; C6's are over splits of the images. Images are never "
     "resampled. With fewer than three seeds a comparison of methods at 8 steps stays undecided. Claims are not "
-    "corrected for their number."
+    "corrected for their number. Reporting convention: final."
 )
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from harness.diffusion import Clock
 from harness.files import write_atomic
 from harness.reporting.ablation_figures import ablation_figures
+from harness.reporting.evaluation_figures import fid_against_n_figure, selection_figure
 from harness.reporting.grids import class_grids, comparison_grids
 from harness.reporting.implied_weighting import implied_weighting_figure
 from harness.reporting.records import (
@@ -43,13 +44,14 @@ def write_figures(
     folder: Path | str,
     real_images: Path | str | None = None,
     clock: Clock | None = None,
+    selected: Sequence[Path | str] = (),
 ) -> dict[str, Figure]:
     """Draw every figure of the records at `paths` into an existing folder, as PNG and SVG, beside captions.json.
 
     Samples and training logs are looked for beside each record; a figure whose inputs are absent is left out or says
     what it lacks. `real_images` is the file of a data set (`ImageSet`), whose images stand beside the samples; the
-    implied weighting is that of sampling on `clock`. Returns {name: figure}; raises UserError for inputs that cannot be
-    read.
+    implied weighting is that of sampling on `clock`; `selected` are the records of the best of n evaluations. Returns
+    {name: figure}; raises UserError for inputs that cannot be read.
     """
     records, folder = load_records(paths), Path(folder)
     use_style()
@@ -58,7 +60,8 @@ def write_figures(
     figures["memorisation"] = memorisation_figure(means, folder)
     real = Path(real_images) if real_images else None
     figures |= comparison_grids(records, folder, real) | instant_loss(records, folder)
-    figures |= ablation_figures(records, folder, real)
+    figures |= ablation_figures(records, folder, real) | fid_against_n_figure(records, folder)
+    figures |= selection_figure(load_records(selected), folder) if selected else {}
     if clock is not None:
         figures |= implied_weighting_figure(clock, IMPLIED_STEPS, folder)
     figures |= class_grids(records, folder, real) | training_curves(records, folder)

@@ -29,6 +29,8 @@ from harness.reporting.records import (
     plain_teachers,
     sample_count,
 )
+from harness.reporting.selection import selection, selection_view
+from harness.reporting.statistics import comparisons, comparisons_view, statistics, statistics_view
 from harness.reporting.tables import TIMES, layout, templates
 
 DETAILS = ("samples-", "training-")  # figures of one method each, folded away
@@ -42,13 +44,14 @@ def write_report(
     extractor: Path | None = None,
     claims: Path | None = None,
     profile: Profile | None = None,
+    selected: Sequence[Path | str] = (),
 ) -> None:
     """Write the report of the records at `paths` and of the folder that `write_figures` filled to the file `path`.
 
     `extractor` is the JSON file of the validated extractor, whose held-out accuracy is shown where it is given;
-    `claims` is claims.csv; with the `profile`, published numbers stand beside its results or below them. Raises
-    UserError for a record, figure, published table or file of claims that cannot be read and for a file that cannot
-    be written.
+    `claims` is claims.csv; with the `profile`, published numbers stand beside its results or below them; `selected` are
+    the records of the best of n evaluations. Raises UserError for a record, figure, published table or file of claims
+    that cannot be read and for a file that cannot be written.
     """
     records = load_records(paths)
     table = frame(records)
@@ -68,6 +71,9 @@ def write_report(
         ratios=_by_steps(teacher_ratios(means), "ratio", "{:.2f}".format),
         blocks=layout(records),
         published=published_blocks(records, profile, tables_for(profile, load_tables())) if profile else None,
+        statistics=statistics_view(statistics(records)),
+        comparisons=comparisons_view(comparisons(records)),
+        selection=selection_view(selection(load_records(selected))) if selected else None,
         figures=[figure for figure in drawn if not figure["file"].startswith(DETAILS)],
         details=[figure for figure in drawn if figure["file"].startswith(DETAILS)],
         cost=_cost(records),

@@ -1,7 +1,7 @@
 """`fewstep report`: one self-contained HTML file."""
 
 from harness.reporting.report import write_report
-from harness.verbs.table import records
+from harness.verbs.table import records, selected_records
 from harness.workspace import Workspace
 
 
@@ -9,5 +9,8 @@ def run(workspace: Workspace) -> None:
     """Write report.html from the profile's records, figures and claims."""
     root = workspace.root
     path, claims = root / "report.html", root / "tables" / "claims.csv"
-    write_report(records(workspace), root / "figures", path, workspace.extractor_report, claims, workspace.profile)
+    write_report(
+        records(workspace), root / "figures", path, workspace.extractor_report, claims,
+        workspace.profile, selected_records(workspace),
+    )  # fmt: skip
     print(f"{path}: open it in a browser")

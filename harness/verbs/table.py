@@ -4,17 +4,27 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.reporting.published_tables import write_published
+from harness.reporting.records import load_records
+from harness.reporting.selection import write_selection
+from harness.reporting.statistics import write_statistics
 from harness.reporting.tables import write_tables
 from harness.workspace import Workspace
 
 
 def run(workspace: Workspace) -> None:
-    """Write main.csv, main.md, main.tex and main.html from every record of the profile, and published.* likewise."""
-    paths, folder = records(workspace), workspace.root / "tables"
+    """Write main.{csv,md,tex,html} from every record of the profile, published.* likewise, and what the values are worth.
+
+    That is statistics.{csv,md} and comparisons.{csv,md}, and selection.{csv,md} where students were evaluated while
+    they trained.
+    """
+    paths, selected, folder = records(workspace), selected_records(workspace), workspace.root / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(paths, folder)
     write_published(paths, workspace.profile, folder)
-    print(f"{folder / 'main.csv'}: written, with main.md, main.tex and main.html beside it, and published.*")
+    write_statistics(load_records(paths), folder)
+    if selected:
+        write_selection(load_records(selected), folder)
+    print(f"{folder / 'main.csv'}: written, with its renderings, published.*, statistics.* and comparisons.* beside it")
 
 
 def records(workspace: Workspace, ablations: bool = False) -> list[Path]:
@@ -25,7 +35,20 @@ def records(workspace: Workspace, ablations: bool = False) -> list[Path]:
         for setting in workspace.settings(address)
     ]
     for path in paths:
-        if not path.is_file():
-            verbs = "fewstep reference" if path == workspace.floor else "fewstep sample and fewstep evaluate"
-            raise UserError(f"{path}: not there; write it with {verbs}, or run snakemake")
+        verbs = "fewstep reference" if path == workspace.floor else "fewstep sample and fewstep evaluate"
+        _require(path, verbs)
     return paths
+
+
+def selected_records(workspace: Workspace) -> list[Path]:
+    """The records of the best of n evaluations, of runs that are evaluated while they train; likewise."""
+    runs = [run for run in workspace.runs() if workspace.during(run)]
+    paths = [workspace.selected(run, setting) for run in runs for setting in workspace.settings(run)]
+    for path in paths:
+        _require(path, "fewstep evaluate --during")
+    return paths
+
+
+def _require(path: Path, verbs: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: not there; write it with {verbs}, or run snakemake")

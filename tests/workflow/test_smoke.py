@@ -23,7 +23,8 @@ WORKSPACE = Workspace("smoke")
 RUNS = list(WORKSPACE.runs())
 PAIRED = {WORKSPACE.teacher(run) for run in RUNS if run.method == "dmd"}
 REPORTING = {"table", "claims", "figures", "report"}
-TRAINING = {"teacher", "distill"}
+TRAINING = {"teacher", "distill", "distill_keeping_snapshots"}
+OF_EACH_RUN = ("sample_", "evaluate_", "select_")
 IMAGES = 32  # a batch
 COSTS = {(TEACHER, k): (60, 60 * 3 * IMAGES) for k in (1, 2, 4)} | {
     ("moment-matching/alternating", 2): (30, 30 * 5 * IMAGES),
@@ -52,7 +53,11 @@ def results(finished: Path) -> Path:
 
 @pytest.fixture
 def rows(results: Path) -> list[dict[str, str]]:
-    with (results / "tables" / "main.csv").open() as file:
+    return read_table(results, "main")
+
+
+def read_table(results: Path, name: str) -> list[dict[str, str]]:
+    with (results / "tables" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -66,6 +71,9 @@ def test_every_run_leaves_its_files_and_nothing_half_done(results: Path) -> None
             names |= {"pairs.safetensors", "pairs.log"}
         for setting in WORKSPACE.settings(address):
             names |= {f"samples-{setting.name}.npz", f"metrics-{setting.name}.json"}
+        if WORKSPACE.during(address):
+            names |= {"snapshots", "select.log", "select.benchmark.tsv"}
+            names |= {f"selected-{setting.name}.json" for setting in WORKSPACE.settings(address)}
         folder = results / address.folder
         assert {path.name for path in folder.iterdir()} == names
         assert all((folder / name).stat().st_size > 0 for name in names)
@@ -81,11 +89,15 @@ def test_everything_else_is_there(results: Path) -> None:
         "tables/claims.csv",
         "tables/claims.md",
     ]
+    expected += [
+        f"tables/{name}.{kind}" for name in ("statistics", "comparisons", "selection") for kind in ("csv", "md")
+    ]
     expected += [f"logs/{rule}.log" for rule in ("data", "extractor", "reference", *REPORTING)]
     for name in expected:
         assert (results / name).stat().st_size > 0, name
     figures = {path.name for path in (results / "figures").iterdir()}
     assert len(figures) >= 2 * 3
+    assert figures >= {"fid-against-n.png", "selection.png"}
     assert {Path(name).stem for name in figures if name.endswith(".png")} == {
         Path(name).stem for name in figures if name.endswith(".svg")
     }
@@ -122,6 +134,41 @@ def test_the_numbers_are_plausible(rows: list[dict[str, str]]) -> None:
             assert int(row["nfe"]) == int(row["steps"]) * (1 if float(row["guidance"]) == 0 else 2)
             assert (int(row["updates"]), int(row["train_passes"])) == COSTS[row["method"], int(row["steps"])]
             assert min(float(row[key]) for key in ("train_seconds", "peak_memory_mb", "images_per_second")) > 0
+
+
+def test_every_row_has_its_statistics_and_its_comparison(results: Path, rows: list[dict[str, str]]) -> None:
+    statistics, compared = (read_table(results, name) for name in ("statistics", "comparisons"))
+    settings = ("backend", "method", "variant", "sampler", "steps", "guidance")
+    generated = [row for row in rows if row["method"] != "real-data"]
+    assert {tuple(row[key] for key in settings) for row in statistics} == {
+        tuple(row[key] for key in settings) for row in generated
+    }
+    assert sum(int(row["seeds"]) for row in statistics) == len(generated)
+    for row in statistics:
+        assert 0 < float(row["fid_low"]) < float(row["fid"]) < float(row["fid_high"])
+        assert row["interval"] == ("training seeds" if int(row["seeds"]) > 1 else "sampling")
+        assert 0 < float(row["sampling_log_se"]) < 0.1
+        assert 0.9 < float(row["fid_infinity"]) / float(row["fid"]) < 1
+    methods = {(row["method"], row["backend"]) for row in compared}
+    assert methods >= {("progressive", "torch"), ("teacher", "jax")}
+    assert {(row["steps"], row["verdict"]) for row in compared} == {("2", "undecided")}, "of one common seed"
+
+
+def test_the_best_of_n_evaluations_stands_apart(results: Path, rows: list[dict[str, str]]) -> None:
+    runs = [run for run in RUNS if WORKSPACE.during(run)]
+    table = read_table(results, "selection")
+    assert len(table) == len(runs) == 1
+    assert {row["convention"] for row in table} == {"best of 3 evaluations"}
+    assert "best of" not in {row["convention"][:7] for row in rows}
+    for address in runs:
+        record = json.loads((results / address.folder / "selected-ancestral-k2.json").read_text())
+        fids = record["extra"]["fid_by_update"]
+        assert set(fids) == {"4", "8", "10"}
+        assert record["row"]["fid"] == pytest.approx(min(fids.values()))
+        assert fids[str(record["extra"]["best_update"])] == min(fids.values())
+        assert record["extra"]["fid_last"] == fids["10"]
+        assert record["extra"]["fid_fresh"] not in fids.values()
+        assert record["row"]["n_samples"] == record["identity"]["n_samples"] == 100
 
 
 class Links(HTMLParser):
@@ -187,10 +234,11 @@ def test_an_edit_of_the_objective_trains_its_students_again(finished: Path, appe
     append("EDITED = 1 + 1", "harness/moment_matching.py")
     jobs = planned(finished)
     students = sum(run.method.startswith(("moment-matching", "dmd")) for run in RUNS)
-    assert jobs.pop("distill") == students
+    assert jobs.pop("distill") + jobs.pop("distill_keeping_snapshots") == students
     assert "teacher" not in jobs
-    assert sum(count for rule, count in jobs.items() if rule.startswith(("sample_", "evaluate_"))) == 2 * students
-    assert {rule for rule in jobs if not rule.startswith(("sample_", "evaluate_"))} == REPORTING
+    selected = sum(WORKSPACE.during(run) is not None for run in RUNS)
+    assert sum(count for rule, count in jobs.items() if rule.startswith(OF_EACH_RUN)) == 2 * students + selected
+    assert {rule for rule in jobs if not rule.startswith(OF_EACH_RUN)} == REPORTING
 
 
 def test_an_edit_of_a_backend_trains_its_networks_again(finished: Path, append) -> None:
@@ -250,7 +298,8 @@ def test_a_baseline_is_one_file_and_a_name_in_a_profile(finished: Path) -> None:
     )
     methods = yaml.safe_load((finished / "workflows/config/smoke.yaml").read_text())["methods"]
     changed = [{**methods[0], "id": "every-step", "steps": [2, 1], "repeats": {}}]
-    (finished / "mine.yaml").write_text(yaml.safe_dump({"extends": "smoke", "methods": changed, "ablations": []}))
+    profile = {"extends": "smoke", "methods": changed, "ablations": [], "evaluation": {"during": None}}
+    (finished / "mine.yaml").write_text(yaml.safe_dump(profile))
     result = run("snakemake", "-n", "--cores", "2", "--config", "profile=mine.yaml", cwd=finished)
     assert result.returncode == 0, result.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", result.stdout, re.MULTILINE))

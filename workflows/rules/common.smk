@@ -14,7 +14,7 @@ from harness.method import get_method
 from harness.metrics.extractors import module_of, require_available
 from harness.provenance import source_hash
 from harness.reporting.published import PUBLISHED, load_tables, tables_for
-from harness.training import SECOND_MOMENTS
+from harness.training import SECOND_MOMENTS, SNAPSHOTS
 from harness.validation import suggest
 from harness.verbs.train import source_modules
 from harness.workspace import Workspace
@@ -31,6 +31,7 @@ try:
     RUNS, ABLATIONS = WORKSPACE.runs(), WORKSPACE.ablations()
     ADDRESSES = {str(address.folder): address for address in RUNS + ABLATIONS}
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}
+    EVALUATED = [run for run in RUNS if WORKSPACE.during(run)]
     PAIRS_FOR = {folder for folder, run in ADDRESSES.items() if run.method != TEACHER and WORKSPACE.needs_pairs(run)}
 except UserError as error:
     sys.exit(f"error: {error}")
@@ -60,6 +61,11 @@ def address_of(wildcards):
 def records_of(runs):
     """The records of all settings of these runs."""
     return [f"{ROOT}/{run.folder}/metrics-{setting.name}.json" for run in runs for setting in SETTINGS[str(run.folder)]]
+
+
+def selected_records_of(run):
+    """The records of the best of a run's evaluations during training."""
+    return [str(WORKSPACE.selected(run, setting)) for setting in SETTINGS[str(run.folder)]]
 
 
 def run_options(wildcards):

@@ -1,16 +1,23 @@
 # Tables, figures and the report.
 
 RECORDS = [f"{ROOT}/reference/metrics-real-data.json", *records_of(RUNS)]
+SELECTED = [record for run in EVALUATED for record in selected_records_of(run)]
 ABLATION_RECORDS = [*RECORDS, *records_of(ABLATIONS)]
 
 
 rule table:
     input:
         RECORDS,
+        SELECTED,
     output:
         report(f"{ROOT}/tables/main.html", category="Tables", caption="../report/main.rst"),
         report(f"{ROOT}/tables/published.html", category="Tables", caption="../report/published.rst"),
         expand(f"{ROOT}/tables/{{name}}.{{kind}}", name=["main", "published"], kind=["csv", "md", "tex"]),
+        expand(
+            f"{ROOT}/tables/{{name}}.{{kind}}",
+            name=["statistics", "comparisons"] + ["selection"] * bool(SELECTED),
+            kind=["csv", "md"],
+        ),
     log:
         f"{ROOT}/logs/table.log",
     params:
@@ -25,6 +32,7 @@ rule table:
 rule figures:
     input:
         RECORDS,
+        SELECTED,
     output:
         directory(f"{ROOT}/figures"),
     log:
@@ -58,6 +66,7 @@ rule claims:
 rule report:
     input:
         RECORDS,
+        SELECTED,
         rules.figures.output,
         rules.extractor.output,
         rules.claims.output,

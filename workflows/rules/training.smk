@@ -45,26 +45,42 @@ rule pairs:
         " --threads {threads} > {log} 2>&1"
 
 
-rule distill:
-    input:
-        f"{ROOT}/data/train.npz",
-        origins,
-    output:
-        f"{RUN}/student.safetensors",
-        f"{RUN}/train.json",
-        f"{RUN}/train.jsonl",
-    log:
-        f"{RUN}/train.log",
-    benchmark:
-        f"{RUN}/train.benchmark.tsv"
-    wildcard_constraints:
-        run=f"(?!{TEACHER}/)[^/]+/[^/]+/[^/]+",
-    priority: 5
-    threads: 1
-    params:
-        profile=shlex.quote(PROFILE),
-        source=training_source,
-        config=training_config,
-        run=lambda wildcards: run_options(wildcards),
-    shell:
-        "fewstep distill --profile {params.profile} {params.run} --threads {threads} > {log} 2>&1"
+# Students, and those that keep states on the way, which are evaluated as well: an output has to be declared.
+KEEPING = {run.name for run in EVALUATED}
+STUDENTS = {
+    "distill": ({run.name for run in ADDRESSES.values() if run.method != TEACHER} - KEEPING, []),
+    "distill_keeping_snapshots": (KEEPING, [directory(f"{RUN}/{SNAPSHOTS}")]),
+}
+
+
+for stage, (runs, snapshots) in STUDENTS.items():
+    if not runs:
+        continue
+
+    rule:
+        name:
+            stage
+        input:
+            f"{ROOT}/data/train.npz",
+            origins,
+        output:
+            f"{RUN}/student.safetensors",
+            f"{RUN}/train.json",
+            f"{RUN}/train.jsonl",
+            snapshots,
+        log:
+            f"{RUN}/train.log",
+        benchmark:
+            f"{RUN}/train.benchmark.tsv"
+        wildcard_constraints:
+            run="|".join(sorted(runs)),
+        priority: 5
+        threads: 1
+        params:
+            profile=shlex.quote(PROFILE),
+            source=training_source,
+            config=training_config,
+            snapshot_every=lambda wildcards: WORKSPACE.training(address_of(wildcards))[0].snapshot_every,
+            run=lambda wildcards: run_options(wildcards),
+        shell:
+            "fewstep distill --profile {params.profile} {params.run} --threads {threads} > {log} 2>&1"
