@@ -12,7 +12,7 @@ from harness.workspace import Workspace
 
 
 def run(workspace: Workspace) -> None:
-    """Write main.{csv,md,tex,html} from every record of the profile, published.* likewise, and what the values are worth.
+    """Write main.{csv,md,tex,html} from every record, published.* likewise, and what the values are worth.
 
     That is statistics.{csv,md} and comparisons.{csv,md}, and selection.{csv,md} where students were evaluated while
     they trained.

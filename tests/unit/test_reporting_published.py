@@ -298,7 +298,7 @@ def test_published_numbers_never_enter_the_main_table(tmp_path, monkeypatch):
     table.run(workspace)
     folder = workspace.root / "tables"
     names = {f"{name}.{kind}" for name in ("main", "published") for kind in ("csv", *RENDERINGS)}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir() if path.stem in ("main", "published")} == names
     assert len((folder / "main.csv").read_text().splitlines()) == 3
     for kind in ("csv", *RENDERINGS):
         assert "Salimans" not in (folder / f"main.{kind}").read_text()

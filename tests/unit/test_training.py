@@ -260,8 +260,8 @@ def test_snapshots_are_the_results_of_shorter_ways_and_survive_kills(
     kept, run = {}, make_run(tmp_path / "watched", KEEPING)
     update = run.update
 
-    def watched(step: int) -> tuple[Update, str, float]:
-        result = update(step)
+    def watched(step: int, following: int | None) -> tuple[Update, str, float]:
+        result = update(step, following)
         kept[step + 1] = {name: value.copy() for name, value in run.learner.weights("teacher").items()}
         return result
 
