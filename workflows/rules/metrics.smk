@@ -53,7 +53,7 @@ for group, (names, runs) in GROUPS.items():
         params:
             profile=shlex.quote(PROFILE),
             source=lambda wildcards: source_hash(
-                "harness.verbs.during", "harness.metrics.digits_cnn", f"harness.backends.{wildcards.backend}"
+                "harness.verbs.during", EXTRACTOR, f"harness.backends.{wildcards.backend}"
             ),
             config=lambda wildcards: WORKSPACE.selection_digest(address_of(wildcards)),
             run=lambda wildcards: run_options(wildcards),
