@@ -89,7 +89,7 @@ def test_profiles_name_tables_of_their_own_image_size():
         profile = load_profile(name)
         [found] = tables_for(profile, tables)
         assert found.name == name
-        assert found.differences(profile, profile.extractor, profile.evaluation.n_samples) == []
+        assert found.differences(profile, profile.extractor.name, profile.evaluation.n_samples) == []
     assert tables_for(load_profile("digits"), tables) == list(tables.values())
 
 
