@@ -45,6 +45,7 @@ from harness.method import (
     Turn,
     WeightName,
 )
+from harness.networks.lpips import LPIPS
 from harness.noise import Noise
 
 
@@ -89,7 +90,7 @@ class Consistency(Method):
         return nets["student"].constant(ops)
 
     @abstractmethod
-    def distance(self, x: Array, target: Array, batch: Batch, t: Level, m: Level) -> Array:
+    def distance(self, x: Array, target: Array, nets: Networks, batch: Batch, t: Level, m: Level, ops: Ops) -> Array:
         """The weighted distance (batch,) of x_hat from its target."""
 
     def loss(
@@ -105,7 +106,7 @@ class Consistency(Method):
         x = nets["student"](z_t, draws["t"], labels)
         gap = squared_error(consistency_function(z_t, x, t, end), consistency_function(z_m, x_m, m, end))
         target = merged_prediction(x_t, x_m, t, m, end)
-        return self.distance(x, target, batch, t, m).mean(), {"consistency_gap": gap.mean()}
+        return self.distance(x, target, nets, batch, t, m, ops).mean(), {"consistency_gap": gap.mean()}
 
 
 def consistency_function(z_t: Array, x: Array, t: Level, end: Level) -> Array:
@@ -126,7 +127,7 @@ class DistillationOptions(Options):
     """What Song et al. and Heek et al. vary."""
 
     weight: WeightName = Field("truncated-snr", description="weight w(t) of the distance in x, by name")
-    metric: Literal["l2", "pseudo-huber"] = Field("l2", description="squared error, or its smooth root")
+    metric: Literal["l2", "pseudo-huber", "lpips"] = Field("l2", description="squared error, its smooth root, or LPIPS")
     hop: Hop = Field("heun", description="the teacher's solver from t to m")
     intervals: int = Field(16, ge=1, description="hops of the grid, equal on the clock from 1 to 0")
     target_decay: float = Field(0.0, ge=0, lt=1, description="decay of the target's average; 0: the student itself")
@@ -143,6 +144,8 @@ class Distillation(Consistency):
     def networks(self) -> dict[str, Start]:
         """Student and target start from the teacher."""
         networks: dict[str, Start] = {"teacher": CopyOf(), "student": CopyOf()}
+        if self.options.metric == "lpips":
+            networks["lpips"] = LPIPS
         decay = self.options.target_decay
         return networks | ({"target": Average("student", lambda step: decay)} if decay > 0 else {})
 
@@ -161,10 +164,12 @@ class Distillation(Consistency):
             return addim(z_t, x, t, m, 0.75 * squared_error(batch["images"], x) / float(np.prod(self.shape)))
         return x
 
-    def distance(self, x: Array, target: Array, batch: Batch, t: Level, m: Level) -> Array:
-        """w(t) d(x, target)."""
+    def distance(self, x: Array, target: Array, nets: Networks, batch: Batch, t: Level, m: Level, ops: Ops) -> Array:
+        """w(t) d(x, target), where d is a sum over pixels; LPIPS, which is a mean, times their number."""
         if self.options.metric == "l2":
             error = squared_error(x, target)
+        elif self.options.metric == "lpips":
+            error = float(np.prod(self.shape)) * nets["lpips"](x, target, ops)
         else:
             error = pseudo_huber(x, target, huber_constant(self.shape))
         return weight(self.options.weight, t, batch["images"], target) * error
@@ -240,7 +245,7 @@ class ConsistencyTraining(Consistency):
         """The data itself, so that z_m has the same noise."""
         return batch["images"]
 
-    def distance(self, x: Array, target: Array, batch: Batch, t: Level, m: Level) -> Array:
+    def distance(self, x: Array, target: Array, nets: Networks, batch: Batch, t: Level, m: Level, ops: Ops) -> Array:
         """Pseudo-Huber, over the difference of the two levels' sigma / alpha (section 3.1)."""
         xp = array_namespace(t.logsnr)
         step = -xp.expm1((t.logsnr - m.logsnr) / 2) * xp.exp(-t.logsnr / 2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -79,14 +80,26 @@ class Preconditioner:
     """A constant: Adam's 1 / (sqrt(v) + eps) at the end of the teacher's training, for each of its parameters."""
 
 
-Start = Fresh | CopyOf | Average | Head | Preconditioner
+@dataclass(frozen=True)
+class Pretrained:
+    """A constant network of published weights: `apply(params, *arguments)`, pure and over the array API and `Ops`.
+
+    `files` finds the user's copies, and `read` makes parameters by name of them. UserError: one is missing, or wrong.
+    """
+
+    files: Callable[[], list[Path]]
+    read: Callable[[list[Path]], dict[str, np.ndarray]]
+    apply: Callable[..., Array]
+
+
+Start = Fresh | CopyOf | Average | Head | Preconditioner | Pretrained
 
 
 @dataclass(frozen=True)
 class Turn:
     """One kind of update: the networks it trains together, with one optimiser, and the network calls that it costs.
 
-    Each call is of one batch through one denoiser; a `Head` is small and not counted.
+    Each call is of one batch through one denoiser; a `Head`, which is small, and a `Pretrained` are not counted.
     """
 
     trains: tuple[str, ...]
@@ -110,6 +123,9 @@ class Ops(Protocol):
 
     def stop_gradient(self, x: Array) -> Array:
         """`x` as a constant."""
+
+    def conv(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Cross-correlation of x (batch, in, height, width) with weight (out, in, 3, 3), zero-padded to its size."""
 
     def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
         """The gradient of a scalar function at `params`, a dict of arrays; itself a constant."""
@@ -146,7 +162,7 @@ class Denoiser:
 
 
 Networks = Mapping[str, Any]
-"""By name: a Denoiser, a Head's function of arrays, or a Preconditioner's arrays by parameter name."""
+"""By name: a Denoiser, the function of a Head or a Pretrained, or a Preconditioner's arrays by parameter name."""
 
 
 def bind(starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping[str, Any], clock: Clock) -> Networks:
@@ -156,7 +172,7 @@ def bind(starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping
         start = starts[name]
         while isinstance(start, Average):
             start = starts[start.of]
-        if isinstance(start, Head):
+        if isinstance(start, Head | Pretrained):
             return partial(start.apply, params[name])
         return params[name] if isinstance(start, Preconditioner) else Denoiser(apply, params[name], clock)
 

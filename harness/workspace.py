@@ -10,7 +10,7 @@ from harness.backends.base import Adam
 from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
-from harness.method import Method, get_method
+from harness.method import Method, Pretrained, get_method
 from harness.metrics.config import DuringConfig
 from harness.networks.transformer import TransformerSpec
 from harness.training import Schedule
@@ -115,6 +115,14 @@ class Workspace:
         if self.profile.pairs is None:
             raise UserError(f"profile {self.profile.name!r}: the section pairs (count, steps) is missing; add it")
         return self.profile.pairs
+
+    def require_pretrained(self, address: RunAddress) -> None:
+        """Raise UserError where a file of published weights that a run wants is missing."""
+        patch = self.profile.network.patch
+        method = self.make_method(address, self.spec((1, patch, patch), 1))  # the files do not depend on the images
+        for start in method.networks().values():
+            if isinstance(start, Pretrained):
+                start.files()
 
     def pairs_config(self, teacher: RunAddress) -> dict[str, Any]:
         """Everything in the profile that a teacher's pairs depend on."""

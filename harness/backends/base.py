@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.diffusion import Array, Clock
-from harness.method import Average, Batch, Method, Networks, bind
+from harness.method import Average, Batch, Method, Networks, Pretrained, bind
 from harness.networks.transformer import TransformerSpec
 
 Weights = dict[str, np.ndarray]
@@ -46,6 +46,7 @@ class Learner(ABC):
         self.starts = networks
         self.averages = {name: start for name, start in networks.items() if isinstance(start, Average)}
         self.names = [name for name in networks if name not in self.averages]
+        self.stored = [name for name, start in networks.items() if not isinstance(start, Pretrained)]
         self.start(weights)
 
     def nets(self, params: Mapping[str, Any]) -> Networks:
@@ -81,7 +82,7 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that `restore` needs to go on exactly: parameters, averages and Adam's moments.
+        """Everything that `restore` needs to go on exactly: parameters, but published ones, averages, Adam's moments.
 
         Keys: `network/<name>/<parameter>` and `optimiser/<turn>/{mu,nu}/<name>/<parameter>`, `optimiser/<turn>/count`.
         """

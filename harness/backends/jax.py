@@ -26,6 +26,10 @@ class JaxOps:
         """`x` as a constant."""
         return jax.lax.stop_gradient(x)
 
+    def conv(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Cross-correlation with zero padding that keeps the size."""
+        return jax.lax.conv(x, weight, (1, 1), "SAME") + bias[:, None, None]
+
     def grad(self, function: Callable[[Any], Array], params: Any) -> Any:
         """The gradient of a scalar function at `params`."""
         return jax.lax.stop_gradient(jax.grad(function)(params))
@@ -156,7 +160,8 @@ class JaxLearner(Learner):
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
-        groups = {"network": {**self.params, **self.averaged}}
+        live = {**self.params, **self.averaged}
+        groups = {"network": {name: live[name] for name in self.stored}}
         state: dict[str, np.ndarray] = {}
         for turn, moments in self.moments.items():
             groups |= {f"optimiser/{turn}/mu": moments.mu, f"optimiser/{turn}/nu": moments.nu}
@@ -174,7 +179,7 @@ class JaxLearner(Learner):
             arrays = {name: {key: state[f"{group}/{name}/{key}"] for key in keys[name]} for name in like}
             return {name: ravel_pytree(_device(array))[0] for name, array in arrays.items()}
 
-        self.params = read("network", self.params)
+        self.params |= read("network", {name: self.params[name] for name in self.stored if name in self.params})
         self.averaged = read("network", self.averaged)
         for turn, moments in self.moments.items():
             self.moments[turn] = moments._replace(

@@ -26,6 +26,10 @@ class TorchOps:
         """`x` as a constant."""
         return x.detach()
 
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Cross-correlation with zero padding that keeps the size."""
+        return torch.nn.functional.conv2d(x, weight, bias, padding="same")
+
     def grad(self, function: Callable[[Any], Tensor], params: Any) -> Any:
         """The gradient of a scalar function at `params`."""
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -156,7 +160,7 @@ class TorchLearner(Learner):
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
-        vectors = {f"network/{name}": (name, vector) for name, vector in self.vectors.items()}
+        vectors = {f"network/{name}": (name, self.vectors[name]) for name in self.stored}
         state: dict[str, np.ndarray] = {}
         for turn, optimiser in self.optimisers.items():
             for name in self.method.turns[turn].trains:
@@ -174,8 +178,8 @@ class TorchLearner(Learner):
         def read(prefix: str, name: str) -> Tensor:
             return _vector(_tensors({key: state[f"{prefix}/{name}/{key}"] for key in self.params[name]}))
 
-        for name, vector in self.vectors.items():
-            vector.copy_(read("network", name))
+        for name in self.stored:
+            self.vectors[name].copy_(read("network", name))
         for turn, optimiser in self.optimisers.items():
             optimiser.state.clear()  # a turn that the state has not taken yet has no moments there
             if f"optimiser/{turn}/count" not in state:

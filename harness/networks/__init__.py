@@ -1,1 +1,1 @@
-"""The networks, one file per framework; their sizes and initial weights, shared by both."""
+"""The networks: the denoiser, one file per framework, its sizes and initial weights, shared by both; and LPIPS."""

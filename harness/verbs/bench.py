@@ -20,7 +20,7 @@ from harness.backends.base import Adam, Weights
 from harness.datasets import ImageSet, load_dataset, unit_range
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.method import Average, Head, Method, Preconditioner, Turn, get_method
+from harness.method import Average, Head, Method, Preconditioner, Pretrained, Turn, get_method
 from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
 from harness.provenance import run_record
@@ -148,6 +148,8 @@ def generic_weights(method: Method) -> dict[str, Weights]:
             return weights(start.of)
         if isinstance(start, Head):
             return initial_head(name, start.shapes, 0)
+        if isinstance(start, Pretrained):
+            return start.read(start.files())
         initial = initial_weights(method.spec, 0)
         if isinstance(start, Preconditioner):
             return {key: np.ones_like(value) for key, value in initial.items()}

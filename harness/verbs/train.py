@@ -9,11 +9,11 @@ from tqdm import tqdm
 from harness.addresses import RunAddress
 from harness.backends import get_backend
 from harness.backends.base import Weights
-from harness.checkpoint import differences, load_checkpoint, require_config
+from harness.checkpoint import content_digest, differences, load_checkpoint, require_config
 from harness.config import digest
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.method import Average, CopyOf, Head, Method, Preconditioner, Start
+from harness.method import Average, CopyOf, Head, Method, Preconditioner, Pretrained, Start
 from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
 from harness.provenance import run_record, source_hash
@@ -121,6 +121,10 @@ def starting_weights(
             return preconditioner()
         if isinstance(kind, Head):
             return initial_head(name, kind.shapes, address.seed)
+        if isinstance(kind, Pretrained):
+            arrays = kind.read(kind.files())
+            origins[name] = content_digest(arrays, {})
+            return arrays
         return initial_weights(spec, address.seed)
 
     starts = method.networks()

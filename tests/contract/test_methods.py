@@ -22,17 +22,18 @@ from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.config import MethodConfig
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Average, Head, Method, Preconditioner, Start, Turn, registry
+from harness.method import Average, Head, Method, Preconditioner, Pretrained, Start, Turn, registry
 from harness.noise import Noise
 from harness.samplers import FAMILIES, draw_images, sampling_step
 from tests.conftest import SPEC, generic_weights, random_batch
+from tests.contract.perceptual import PerceptualDMD
 from tests.contract.probe import Probe
 from tests.contract.replay import ReplayedLoss
 
 TINY = replace(SPEC, depth=1)
 ADAM = Adam(beta1=0.5, beta2=0.99, eps=1e-8, clip=0.5)
 BATCH, RATE = 8, 1e-3
-METHODS: dict[str, type[Method]] = {**registry(), Probe.id: Probe}
+METHODS: dict[str, type[Method]] = {**registry(), Probe.id: Probe, PerceptualDMD.id: PerceptualDMD}
 STEPS = [8, 4, 2, 1], [1]
 """What profiles ask for; every method takes one of them, and may refuse others."""
 
@@ -76,6 +77,8 @@ def starting_weights(method: Method) -> dict[str, Weights]:
             return generic(starts[start.of], seed)
         if isinstance(start, Head):
             return {key: Noise(seed).normal(key, 0, 0, 1, shape)[0] for key, shape in start.shapes.items()}
+        if isinstance(start, Pretrained):
+            return start.read(start.files())
         weights = generic_weights(TINY, seed)
         return {key: np.exp(x) for key, x in weights.items()} if isinstance(start, Preconditioner) else weights
 
@@ -219,6 +222,9 @@ def test_a_restored_learner_goes_on_in_the_same_bytes(trial: Trial, tmp_path: An
     learner = trial.fresh_learner()
     learner.restore(load_checkpoint(tmp_path / "state.safetensors")[0])
     assert same(learner.state(), trial.state)
+    stored = {key.split("/")[1] for key in trial.state if key.startswith("network/")}
+    starts = trial.method.networks()
+    assert stored == {name for name in starts if not isinstance(starts[name], Pretrained)}, "what is published is kept"
     for step in range(1, trial.steps):
         update(learner, step)
     assert same(learner.state(), trial.final_state)
@@ -309,7 +315,9 @@ def test_what_it_says_of_itself_is_consistent(method_id: str) -> None:
     assert re.fullmatch(pattern, method_id), "a profile could not name it"
     assert method.result in networks
     assert method.family(method.options) in FAMILIES
-    trainable = {name for name, start in networks.items() if not isinstance(start, Average | Preconditioner)}
+    trainable = {
+        name for name, start in networks.items() if not isinstance(start, Average | Preconditioner | Pretrained)
+    }
     assert {start.of for start in networks.values() if isinstance(start, Average)} <= trainable
     assert method.second_moments_of in {None} | {name for turn in method.turns.values() for name in turn.trains}
     for turn in method.turns.values():

@@ -26,6 +26,7 @@ from harness.backends import BACKENDS, get_backend
 from harness.backends.base import Adam
 from harness.backends.torch import TorchOps
 from harness.diffusion import CosineClock, KarrasClock, Level, addim, ddim, pseudo_huber, x_from_v
+from harness.networks.lpips import LPIPS
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from tests.conftest import SPEC, generic_weights, random_batch
@@ -219,6 +220,21 @@ def test_addim_and_pseudo_huber_are_the_papers_formulas(library: Callable[..., A
     metric = pseudo_huber(library(z), library(x), 0.3)
     expected = (((z - x).astype(float) ** 2).sum(axis=(1, 2, 3)) + 0.09) ** 0.5 - 0.3
     np.testing.assert_allclose(np.asarray(metric), expected, rtol=1e-5)
+
+
+def test_distillation_by_lpips_weighs_its_mean_as_a_sum_over_pixels() -> None:
+    method, (x, target) = distillation(SPEC, metric="lpips", weight="snr"), torch.randn(2, 5, 1, 4, 4)
+    assert method.networks()["lpips"] is LPIPS
+    distances, seen = torch.rand(5), []
+
+    def lpips(*arguments: Any) -> Tensor:
+        seen.append(arguments)
+        return distances
+
+    t, ops = CLOCK(torch.linspace(0.1, 0.9, 5)), TorchOps()
+    found = method.distance(x, target, {"lpips": lpips}, {"images": x}, t, t, ops)
+    torch.testing.assert_close(found, 16 * (t.alpha / t.sigma) ** 2 * distances)
+    assert seen == [(x, target, ops)]
 
 
 def test_distillations_addim_has_three_quarters_of_the_squared_error() -> None:

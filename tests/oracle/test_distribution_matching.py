@@ -114,9 +114,15 @@ def affine(slope: float, offset: float) -> Callable[..., Any]:
     return denoise
 
 
-def test_dmd_is_the_papers_loss_times_the_number_of_pixels() -> None:
-    """Its algorithm 2: half the mean squared distance to a shifted constant; plus 0.25 of the mean squared error."""
-    method = DMD(1, 100, CLOCK, DMDOptions(), SPEC)
+def cubes(x: Tensor, y: Tensor, ops: TorchOps | None = None) -> Tensor:
+    """A metric (batch,) in the place of LPIPS."""
+    return (x - y).abs().pow(3).mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("name", "metric"), [("l2", functional.mse_loss), ("lpips", cubes)])
+def test_dmd_is_the_papers_loss_times_the_number_of_pixels(name: str, metric: Callable[..., Tensor]) -> None:
+    """Its algorithm 2: half the mean squared distance to a shifted constant; plus 0.25 of the metric's mean."""
+    method = DMD(1, 100, CLOCK, DMDOptions(metric=name), SPEC)
     draws, batch = tensors(method.draw(Noise(0), 0, 0, BATCH)), torch_batch()
     noise = torch.from_numpy(Noise(3).normal("pairs", 0, 0, BATCH, (1, 4, 4))).double()
     batch |= {"pairs/noise": noise, "pairs/images": batch["images"].flip(0), "pairs/labels": batch["labels"]}
@@ -127,7 +133,7 @@ def test_dmd_is_the_papers_loss_times_the_number_of_pixels() -> None:
         assert (t == 1).all()
         return scale * z
 
-    nets = {"student": student, "teacher": teacher, "auxiliary": auxiliary}
+    nets = {"student": student, "teacher": teacher, "auxiliary": auxiliary, "lpips": cubes}
     loss, _ = method.loss("student", nets, batch, draws, None, TorchOps())
     x, s = scale * draws["eps_t"], draws["s"]
     with torch.no_grad():
@@ -135,7 +141,7 @@ def test_dmd_is_the_papers_loss_times_the_number_of_pixels() -> None:
         real, fake = teacher(z, s, batch["labels"]), auxiliary(z, s, batch["labels"])
         direction = (fake - real) / (x - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     paper = 0.5 * functional.mse_loss(x, (x - direction).detach())
-    paper = paper + 0.25 * functional.mse_loss(scale * batch["pairs/noise"], batch["pairs/images"])
+    paper = paper + 0.25 * metric(scale * batch["pairs/noise"], batch["pairs/images"]).mean()
     gradient, expected = (torch.autograd.grad(value, scale)[0] for value in (loss, 16 * paper))
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
 

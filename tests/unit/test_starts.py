@@ -1,4 +1,4 @@
-"""Where networks start: the teacher, a parent student, its second moments, or a head's own initial weights."""
+"""Where networks start: the teacher, a parent, its second moments, a head's initial weights, or a published file."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import pytest
 from harness import method as contract
 from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
-from harness.checkpoint import load_checkpoint
+from harness.checkpoint import content_digest, load_checkpoint
 from harness.datasets import ImageSet
-from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Start, get_method
+from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Pretrained, Start, get_method
 from harness.moment_matching import AlternatingMomentMatching
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
@@ -22,6 +22,7 @@ from tests.profiles import write_profile
 
 SEED = 0
 TEACHER_RUN = RunAddress("torch", TEACHER, "default", TEACHER, SEED)
+PUBLISHED = {"scale": np.array([0.5, 2.0], np.float32)}
 
 
 class Everything(AlternatingMomentMatching):
@@ -37,6 +38,7 @@ class Everything(AlternatingMomentMatching):
             "fresh": Fresh(),
             "preconditioner": Preconditioner(),
             "head": head,
+            "published": Pretrained(list, lambda paths: PUBLISHED, lambda params, x: x * params["scale"]),
         }
 
     @classmethod
@@ -100,7 +102,9 @@ def test_every_network_starts_where_the_method_says(workspace: Workspace) -> Non
     weights, origins = starting_weights(workspace, student("k4"), method, spec, images)
     trained, manifest = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
     moments, about = load_checkpoint(workspace.run(TEACHER_RUN) / "second_moments.safetensors")
-    assert origins == {"teacher": manifest["digest"], "second_moments": about["digest"]}
+    digests = {"teacher": manifest["digest"], "second_moments": about["digest"]}
+    assert origins == {**digests, "published": content_digest(PUBLISHED, {})}
+    assert weights["published"] == PUBLISHED
     for key, value in trained.items():
         np.testing.assert_array_equal(weights["copy"][key], value)
         np.testing.assert_array_equal(weights["average"][key], value)

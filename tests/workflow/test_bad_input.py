@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 
 from harness.checkpoint import load_checkpoint
-from tests.profiles import MATCHING, write_profile
+from tests.profiles import CONTENT, MATCHING, write_profile
 from tests.workflow.conftest import BIN, ROOT, environment, run
 
+PERCEPTUAL = {
+    "methods.0": {**CONTENT["methods"][0], "id": "dmd", "steps": [1], "options": {"metric": "lpips"}},
+    "pairs": {"count": 8, "steps": 2},
+}
+"""A method whose metric needs published weights, which are not there."""
 TEACHER_FOLDER = Path("mine", "torch", "teacher", "default", "teacher", "seed0")
 
 
@@ -119,6 +124,14 @@ def test_wrong_options(folder: Path, changes: dict[str, Any], message: str) -> N
     fails(message, "fewstep", *verb, "--backend", "torch", "--profile", "mine.yaml", "--results", ".", cwd=folder)
 
 
+def test_published_weights_that_are_missing(folder: Path) -> None:
+    profile = write_profile(folder / "mine.yaml", PERCEPTUAL)
+    distill = ["distill", "--method", "dmd", "--student", "k1", "--backend", "torch", "--profile", profile]
+    message = "vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS to the folder that"
+    fails(message, "fewstep", *distill, "--results", ".", cwd=folder)
+    assert not (folder / "mine" / "torch" / "dmd").exists()
+
+
 def test_truncated_altered_and_foreign_checkpoints(folder: Path) -> None:
     checkpoint = folder / TEACHER_FOLDER / "teacher.safetensors"
     content = checkpoint.read_bytes()
@@ -214,6 +227,7 @@ def test_no_space_left_while_training(folder: Path) -> None:
         ("profile=alike.yaml", "published is the unknown table 'imagenet46'; did you mean 'imagenet64'?"),
         ("profile=other.yaml", "unknown extractor 'digits'; did you mean 'digits-cnn'?"),
         ("profile=imagenet64", "the extractor 'inception-v3-compat' needs the weights weights-inception-2015-12-05-"),
+        ("profile=lpips.yaml", "vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS"),
     ],
 )
 def test_snakemake_stops_before_any_job(
@@ -223,5 +237,6 @@ def test_snakemake_stops_before_any_job(
     write_profile(tmp_path / "mine.yaml", {"teacher.weight": "emd"})
     write_profile(tmp_path / "alike.yaml", {"published": "imagenet46"})
     write_profile(tmp_path / "other.yaml", {"extractor": "digits"})
+    write_profile(tmp_path / "lpips.yaml", PERCEPTUAL)
     fails(message, "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1", "--config", config, cwd=tmp_path)
     assert not (tmp_path / "results").exists()

@@ -33,6 +33,8 @@ try:
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}
     EVALUATED = [run for run in RUNS if WORKSPACE.during(run)]
     PAIRS_FOR = {folder for folder, run in ADDRESSES.items() if run.method != TEACHER and WORKSPACE.needs_pairs(run)}
+    for run in RUNS:
+        WORKSPACE.require_pretrained(run)
 except UserError as error:
     sys.exit(f"error: {error}")
 
