@@ -2,6 +2,7 @@
 
 One definition over the array API, but for the convolution, which is the backends' own. The weights are the user's: the
 published files of torchvision's VGG16 and of the linear heads that the package lpips brings (weights/v0.1/vgg.pth).
+Pooling takes the maximum, as there; Song et al. 2023 took the average on ImageNet, the maximum on CIFAR-10.
 """
 
 import hashlib

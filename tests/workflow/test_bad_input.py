@@ -124,10 +124,13 @@ def test_wrong_options(folder: Path, changes: dict[str, Any], message: str) -> N
     fails(message, "fewstep", *verb, "--backend", "torch", "--profile", "mine.yaml", "--results", ".", cwd=folder)
 
 
-def test_published_weights_that_are_missing(folder: Path) -> None:
+def test_published_weights_that_are_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_LPIPS", "nowhere")
     profile = write_profile(folder / "mine.yaml", PERCEPTUAL)
     distill = ["distill", "--method", "dmd", "--student", "k1", "--backend", "torch", "--profile", profile]
-    message = "vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS to the folder that"
+    message = (
+        "nowhere/vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS to the folder that"
+    )
     fails(message, "fewstep", *distill, "--results", ".", cwd=folder)
     assert not (folder / "mine" / "torch" / "dmd").exists()
 
@@ -227,13 +230,17 @@ def test_no_space_left_while_training(folder: Path) -> None:
         ("profile=alike.yaml", "published is the unknown table 'imagenet46'; did you mean 'imagenet64'?"),
         ("profile=other.yaml", "unknown extractor 'digits'; did you mean 'digits-cnn'?"),
         ("profile=imagenet64", "the extractor 'inception-v3-compat' needs the weights weights-inception-2015-12-05-"),
-        ("profile=lpips.yaml", "vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS"),
+        (
+            "profile=lpips.yaml",
+            "nowhere/vgg16-397923af.pth: no such file, and the metric lpips needs it; set FEWSTEP_LPIPS",
+        ),
     ],
 )
 def test_snakemake_stops_before_any_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, message: str
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights there
+    monkeypatch.setenv("FEWSTEP_LPIPS", "nowhere")
     write_profile(tmp_path / "mine.yaml", {"teacher.weight": "emd"})
     write_profile(tmp_path / "alike.yaml", {"published": "imagenet46"})
     write_profile(tmp_path / "other.yaml", {"extractor": "digits"})
