@@ -14,7 +14,7 @@ from harness.validation import suggest
 
 # name -> module with `load() -> Extractor`; modules are imported on use because their libraries are heavy.
 # These are committed with their weights; `pretrained.PRETRAINED` has those that read published weights.
-EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn"}
+EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn", "shapes-cnn": "harness.metrics.shapes_cnn"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,27 @@
 """Captioned sets of the user's own files: each image keeps its caption, and each mistake is one line."""
 
 import csv
+import inspect
 import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from harness.datasets import ImageSet, load_dataset
+from harness.datasets import LOADERS, ImageSet, load_dataset
+from harness.datasets.config import DataConfig
+from harness.datasets.shapes import SCENES
 from harness.errors import UserError
+from harness.validation import StrictModel
+from harness.verbs import data as data_verb
+from harness.workspace import Workspace
+from tests.profiles import write_profile
 
 COUNT = 20
 
@@ -228,3 +236,22 @@ def test_mistakes_with_coco(tmp_path: Path, change: dict[str, Any], message: str
     table.write_text("{")
     fails("captions.json: cannot be read as COCO's captions", "coco", tmp_path, annotations=str(table))
     fails("none.json: no such file or folder", "coco", tmp_path, annotations=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("config", get_args(DataConfig))
+def test_the_fields_of_a_profile_are_the_options_of_the_loader(config: type[StrictModel]) -> None:
+    name = config.model_fields["name"].default
+    options = [
+        option for option in inspect.signature(import_module(LOADERS[name]).load).parameters if option != "split"
+    ]
+    assert {*options, "name"} == set(config.model_fields)
+
+
+def test_the_shapes_are_written_with_their_captions(tmp_path: Path) -> None:
+    workspace = Workspace(write_profile(tmp_path / "mine.yaml", {"data": {"name": "shapes"}}), tmp_path)
+    data_verb.run(workspace)
+    train = ImageSet.load(workspace.data("train"))
+    assert (len(train), train.images.shape[1:], train.num_classes) == (20_000, (3, 16, 16), 12_240)
+    assert all(
+        "circle" in caption or "disc" in caption for caption in train.captions[SCENES["shape"][train.labels] == 0]
+    )
