@@ -53,7 +53,7 @@ def load() -> Extractor:
     return _extractor(*_read(WEIGHTS, WEIGHTS_SHA256)[:2])
 
 
-def train_digits_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
+def train_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
     """Train the classifier on `train`, check it on `heldout` and write its weights to `out_path`.
 
     The same machine and library versions give the same bytes; elsewhere rounding may differ, so a retrained file must

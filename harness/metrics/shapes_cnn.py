@@ -79,7 +79,7 @@ def attribute_accuracy(images: np.ndarray, scenes: np.ndarray) -> dict[str, floa
     return _attribute_accuracy(_read(WEIGHTS, WEIGHTS_SHA256)[0], images, scenes)
 
 
-def train_shapes_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
+def train_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
     """Train the classifier, check it on `heldout`, and write its weights (float16) to `out_path`.
 
     It sees `train` and, drawn anew, as many images of the held-out scenes as `heldout` has. The same machine and

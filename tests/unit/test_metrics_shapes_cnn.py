@@ -16,6 +16,10 @@ from harness.errors import UserError
 from harness.metrics import shapes_cnn
 from harness.metrics.extractors import load_extractor
 from harness.metrics.shapes_cnn import attribute_accuracy
+from harness.verbs import data as data_verb
+from harness.verbs import extractor as extractor_verb
+from harness.workspace import Workspace
+from tests.profiles import write_profile
 
 
 def rows(images: ImageSet, chosen: np.ndarray | slice) -> ImageSet:
@@ -100,6 +104,7 @@ def test_the_extractor_gives_the_features_and_classifies_shape_and_colour(few: I
     one = rows(few, SINGLE[few.labels])
     seen = load_extractor("shapes-cnn").extract(one.images, batch_size=7)
     assert seen.features.shape == (len(one), 64)
+    assert seen.logits is not None
     np.testing.assert_allclose(np.exp(seen.logits).sum(axis=1), 1, atol=1e-5)
     asked = SCENES[one.labels]
     assert (seen.logits.argmax(axis=1) == asked["shape"] * 6 + asked["colour"]).mean() > 0.99
@@ -145,19 +150,32 @@ def test_altered_foreign_and_inaccurate_weights_are_refused(
         load_extractor("shapes-cnn")
 
 
+def test_the_verb_reports_and_retrains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = write_profile(tmp_path / "mine.yaml", {"data": {"name": "shapes"}, "extractor": "shapes-cnn"})
+    workspace = Workspace(profile, tmp_path)
+    data_verb.run(workspace)
+    extractor_verb.run(workspace, None)
+    report = json.loads(workspace.extractor_report.read_text())
+    assert report["sha256"] == shapes_cnn.WEIGHTS_SHA256
+    assert report["accuracy_heldout"] >= 0.99
+    monkeypatch.setattr(shapes_cnn, "STEPS", 5)
+    with pytest.raises(UserError, match="is below 0"):
+        extractor_verb.run(workspace, tmp_path / "new.safetensors")
+
+
 def test_training_is_reproducible_and_writes_nothing_below_the_bar(
     tmp_path: Path, few: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes_cnn, "STEPS", 5)
     with pytest.raises(UserError, match=r"held-out accuracy .* is below 0\.97"):
-        shapes_cnn.train_shapes_extractor(few, few, tmp_path / "a.safetensors")
+        shapes_cnn.train_extractor(few, few, tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr(shapes_cnn, "REQUIRED_ACCURACY", 0.0)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    report = shapes_cnn.train_shapes_extractor(few, few, tmp_path / "a.safetensors")
+    report = shapes_cnn.train_extractor(few, few, tmp_path / "a.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     torch.manual_seed(1)
-    shapes_cnn.train_shapes_extractor(few, few, tmp_path / "b.safetensors")
+    shapes_cnn.train_extractor(few, few, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert shapes_cnn.validate(tmp_path / "a.safetensors", few).items() >= report.items()
