@@ -36,6 +36,12 @@ def load_arrays(path: Path | str, *names: str) -> list[np.ndarray]:
         return [np.lib.format.read_array(io.BytesIO(members.read(f"{name}.npy")), allow_pickle=False) for name in names]
 
 
+def holds_array(path: Path | str, name: str) -> bool:
+    """Whether `path` holds the array `name`. Raises UserError as `load_arrays` does."""
+    with _opened(path, (name,)) as members:
+        return f"{name}.npy" in members.namelist()
+
+
 def map_array(path: Path | str, name: str) -> np.ndarray:
     """The array `name` of `path` mapped into memory: what is not used is not read, and writes stay in memory.
 

@@ -28,11 +28,41 @@ class FolderConfig(ImageFilesConfig):
 
 
 class ParquetConfig(ImageFilesConfig):
-    """One parquet file, or a folder of them, with encoded images and labels."""
+    """One parquet file, or a folder of them, with encoded images and labels or captions."""
 
     name: Literal["parquet"] = "parquet"
     image_column: str = Field("image", description="column of encoded images")
     label_column: str = Field("label", description="column of class numbers")
+    caption_column: str | None = Field(None, description="column of captions, in place of class numbers")
 
 
-DataConfig = DigitsConfig | FolderConfig | ParquetConfig
+class ShapesConfig(StrictModel):
+    """Captioned shapes, drawn by the project."""
+
+    name: Literal["shapes"] = "shapes"
+
+
+class CaptionedFolderConfig(ImageFilesConfig):
+    """A folder of images with a caption each: a text file beside each image, or one table of all."""
+
+    name: Literal["captioned-folder"] = "captioned-folder"
+    caption_column: str = Field("text", description="column of captions, where there is a table")
+
+
+class CocoConfig(ImageFilesConfig):
+    """A folder of images, and the captions of COCO in JSON; each image has its first caption."""
+
+    name: Literal["coco"] = "coco"
+    annotations: str = Field(min_length=1, description="the JSON file of captions; relative, as `path` is")
+
+
+class WebDatasetConfig(ImageFilesConfig):
+    """One tar file, or a folder of them, where an image and its caption share their name up to the suffix."""
+
+    name: Literal["webdataset"] = "webdataset"
+    caption_key: str = Field("caption", description="key of the caption, where captions are in JSON files")
+
+
+DataConfig = (
+    DigitsConfig | FolderConfig | ParquetConfig | ShapesConfig | CaptionedFolderConfig | CocoConfig | WebDatasetConfig
+)

@@ -1,12 +1,15 @@
 """What data sets of image files share: where they lie, and how an image becomes a square of pixels."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
+from harness.datasets import ImageSet, Split, split_rows
 from harness.errors import UserError
 
 DATA_FOLDER = "FEWSTEP_DATA"
@@ -45,3 +48,22 @@ def read_square(file: Path | IO[bytes], size: int, name: str) -> np.ndarray:
     # cropped first: resize(box=...) would filter across the border of the square
     square = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def read_captioned(
+    name: str, split: Split, files: Sequence[Path], captions: Sequence[str], size: int, heldout: float
+) -> ImageSet:
+    """`split` of captioned image files, as one class, in shuffled order: uint8 images (n, 3, size, size)."""
+    labels = np.zeros(len(files), np.int64)
+    rows = split_rows(labels, split, heldout)
+    images = np.empty((len(rows), 3, size, size), np.uint8)
+    for position, row in enumerate(tqdm(rows, desc=f"{name} {split}", unit="image", mininterval=1)):
+        images[position] = read_square(files[row], size, str(files[row]))
+    return ImageSet(name, split, images, labels[rows], 1, np.array(captions, np.dtypes.StringDType())[rows])
+
+
+def caption_from(value: object, name: str) -> str:
+    """A caption, without blanks at its ends. Raises UserError, naming `name`, where it is no text, or is empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{name}: its caption is {'empty' if isinstance(value, str) else f'no text: {value!r}'}")
+    return value.strip()

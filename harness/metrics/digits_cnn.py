@@ -1,20 +1,16 @@
 """The extractor of the digits: a small classifier, committed with its hash, and its deterministic training."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.files import write_atomic
+from harness.metrics.committed import read_weights, write_weights
 from harness.metrics.extractors import Extractor
 from harness.metrics.images import from_uint8, to_uint8
 
@@ -57,7 +53,7 @@ def load() -> Extractor:
     return _extractor(*_read(WEIGHTS, WEIGHTS_SHA256)[:2])
 
 
-def train_digits_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
+def train_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
     """Train the classifier on `train`, check it on `heldout` and write its weights to `out_path`.
 
     The same machine and library versions give the same bytes; elsewhere rounding may differ, so a retrained file must
@@ -68,8 +64,7 @@ def train_digits_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | 
     accuracy = _accuracy(_extractor(network, "unsaved"), heldout)
     _require_accuracy(out_path, accuracy)
     report = {"accuracy_heldout": accuracy, "train_digest": train.digest, "heldout_digest": heldout.digest}
-    # One key with JSON inside: safetensors keeps several metadata keys in no fixed order, and bytes would vary.
-    write_atomic(out_path, save(network.state_dict(), metadata={"extractor": json.dumps(report, sort_keys=True)}))
+    write_weights(out_path, network.state_dict(), report)
     return report
 
 
@@ -141,20 +136,8 @@ def _require_accuracy(path: Path | str, accuracy: float) -> None:
 
 
 def _read(path: Path, sha256: str | None = None) -> tuple[DigitsCNN, str, dict[str, Any]]:
-    """Read network, hash and metadata; the hash is compared with `sha256`, where given, before anything is parsed."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; train the extractor, or restore the file from the repository")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise UserError(f"{path}: sha256 {found[:12]} is not the pinned {sha256[:12]}; restore it from the repository")
     network = _empty_network()
-    try:
-        with safe_open(path, framework="pt") as file:
-            report: dict[str, Any] = json.loads((file.metadata() or {}).get("extractor", "{}"))
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, RuntimeError, ValueError):
-        raise UserError(f"{path}: damaged, or not weights of this extractor; train the extractor anew") from None
-    return network, found, report
+    return network, *read_weights(path, network, sha256)
 
 
 def _empty_network() -> DigitsCNN:

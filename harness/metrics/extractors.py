@@ -13,8 +13,9 @@ from harness.metrics.images import require_uint8
 from harness.validation import suggest
 
 # name -> module with `load() -> Extractor`; modules are imported on use because their libraries are heavy.
-# These are committed with their weights; `pretrained.PRETRAINED` has those that read published weights.
-EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn"}
+# These are committed with their weights, which `train_extractor` makes and `validate` measures;
+# `pretrained.PRETRAINED` has those that read published weights.
+EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn", "shapes-cnn": "harness.metrics.shapes_cnn"}
 
 
 @dataclass(frozen=True, eq=False)

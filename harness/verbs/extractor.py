@@ -1,6 +1,7 @@
 """`fewstep extractor`: validate the feature extractor, retrain the committed one, or fetch published weights."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ from harness.datasets import ImageSet
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.metrics import pretrained
-from harness.metrics.digits_cnn import WEIGHTS, train_digits_extractor, validate
-from harness.metrics.extractors import load_extractor
+from harness.metrics.extractors import load_extractor, module_of
 from harness.workspace import Workspace
 
 
@@ -30,10 +30,11 @@ def run(workspace: Workspace, retrain: Path | None) -> None:
         print(f"{config.name}: weights {extractor.weights_hash}")
         return
     train, heldout = (ImageSet.load(workspace.data(split)) for split in ("train", "heldout"))
+    committed = import_module(module_of(config))
     if retrain is not None:
-        report = train_digits_extractor(train, heldout, retrain)
+        report = committed.train_extractor(train, heldout, retrain)
     else:
-        report = validate(WEIGHTS, heldout)
+        report = committed.validate(committed.WEIGHTS, heldout)
         write_atomic(workspace.extractor_report, json.dumps(report, indent=1) + "\n")
     print(f"{config.name}: {report['accuracy_heldout']:.2%} of the held-out images classified correctly")
 

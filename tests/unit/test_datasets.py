@@ -90,6 +90,18 @@ def test_a_saved_set_is_read_back_equal_and_saved_twice_is_byte_identical(small,
     assert (again.name, again.split, again.num_classes) == (small.name, small.split, small.num_classes)
 
 
+def test_captions_are_kept_and_are_part_of_the_digest(small, tmp_path):
+    text = np.array([f"caption {i}, naïve\u2028 and \n 雪" for i in range(20)], np.dtypes.StringDType())
+    captioned = dataclasses.replace(small, captions=text)
+    captioned.save(tmp_path / "a.npz")
+    again = ImageSet.load(tmp_path / "a.npz")
+    assert again.captions.tolist() == text.tolist()
+    assert again.digest == captioned.digest
+    assert len({small.digest, captioned.digest, dataclasses.replace(small, captions=text[::-1]).digest}) == 3
+    small.save(tmp_path / "b.npz")
+    assert ImageSet.load(tmp_path / "b.npz").captions is None
+
+
 def test_a_truncated_file_is_refused(small, tmp_path):
     path = tmp_path / "a.npz"
     small.save(path)
@@ -140,8 +152,10 @@ def test_files_that_are_absent_or_lack_arrays_or_hold_objects_are_refused(tmp_pa
 def test_unknown_names_and_splits_list_the_known_ones():
     with pytest.raises(UserError, match=r"unknown data set 'mnist'; known: .*digits"):
         load_dataset("mnist", "train")
-    with pytest.raises(UserError, match="unknown split 'test'; known: train, heldout, all"):
+    with pytest.raises(UserError, match="unknown split 'test'; known: train, heldout, validation, all"):
         load_dataset("digits", "test")
+    with pytest.raises(UserError, match="has no split 'validation'; it has: train, heldout, all"):
+        load_dataset("digits", "validation")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +168,9 @@ def test_unknown_names_and_splits_list_the_known_ones():
         ({"labels": np.zeros(19, np.int64)}, "labels must be int64"),
         ({"labels": np.zeros(20, np.int32)}, "labels must be int64"),
         ({"labels": np.full(20, 10)}, r"labels must be in \[0, 10\)"),
+        ({"captions": np.array(["x"] * 20)}, "captions must be strings"),
+        ({"captions": np.array(["x"] * 19, np.dtypes.StringDType())}, r"captions must be strings \(20,\)"),
+        ({"captions": np.array(["x", ""] * 10, np.dtypes.StringDType())}, "the caption of image 1 is empty"),
     ],
 )
 def test_wrong_arrays_are_refused(small, change, message):

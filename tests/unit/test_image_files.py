@@ -217,7 +217,7 @@ def test_a_missing_library_is_named_with_the_extra_that_has_it(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "mnist"}, "data is called 'mnist'; known: digits, folder, parquet"),
+        ({"name": "mnist"}, "data is called 'mnist'; known: digits, folder, parquet, shapes, "),
         ({"path": "x", "size": 8}, "the key data.name is missing"),
         ({"name": "folder", "size": 8}, "the key data.path is missing"),
         ({"name": "folder", "path": "x", "size": 0}, "data.size is 0, but should be greater than or equal to 1"),

@@ -95,7 +95,7 @@ def test_non_finite_outputs_are_named(extractor, quantity):
 
 
 def test_unknown_extractors_are_listed():
-    with pytest.raises(UserError, match=r"unknown extractor 'inception'; .* known: digits-cnn, inception-v3-compat"):
+    with pytest.raises(UserError, match=r"unknown extractor 'inception'; .* known: digits-cnn, shapes-cnn, inception-"):
         load_extractor("inception")
 
 
@@ -133,11 +133,11 @@ def test_training_is_reproducible_and_leaves_global_state_alone(tmp_path, train,
     monkeypatch.setattr(digits_cnn, "REQUIRED_ACCURACY", 0.5)
     few = first(train, 128)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    report = digits_cnn.train_digits_extractor(few, heldout, tmp_path / "a.safetensors")
+    report = digits_cnn.train_extractor(few, heldout, tmp_path / "a.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     torch.manual_seed(1)
-    digits_cnn.train_digits_extractor(few, heldout, tmp_path / "b.safetensors")
+    digits_cnn.train_extractor(few, heldout, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert report["train_digest"] == few.digest
     assert digits_cnn.validate(tmp_path / "a.safetensors", heldout).items() >= report.items()
@@ -147,5 +147,5 @@ def test_training_that_fails_to_learn_writes_nothing(tmp_path, train, heldout):
     few = first(train, 64)
     shuffled = dataclasses.replace(few, labels=np.roll(few.labels, 1))
     with pytest.raises(UserError, match="below the required"):
-        digits_cnn.train_digits_extractor(shuffled, heldout, tmp_path / "a.safetensors")
+        digits_cnn.train_extractor(shuffled, heldout, tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())

@@ -37,7 +37,7 @@ rule retrain_extractor:
         f"{ROOT}/logs/retrain_extractor.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.extractor"),
+        source=source_hash("harness.verbs.extractor", EXTRACTOR),
     shell:
         "fewstep extractor --profile {params.profile} --retrain {output} > {log} 2>&1"
 
