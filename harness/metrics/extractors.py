@@ -19,7 +19,10 @@ EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn"}
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an extractor saw: features (n, dimension) and logits (n, classes) or None, float64 and finite."""
+    """What an extractor saw, finite: features (n, dimension) and logits (n, classes) or None.
+
+    float64 as an extractor returns them, float32 where they are kept.
+    """
 
     features: np.ndarray
     logits: np.ndarray | None
@@ -32,7 +35,8 @@ class Extractor:
     weights_hash: SHA-256 (hex) of the weights file; resize: the name of the protocol from 8-bit image to the network's
     input ("none": images enter at their own size); dimension: width of the features; image_shape: the accepted
     (c, h, w), or None for RGB and grey images of any size; forward: uint8 images -> (features, logits or None), without
-    regard to the other images of the batch; batch: how many images fit into the memory of any machine.
+    regard to the other images of the batch; batch: how many images fit into the memory of any machine;
+    costly: whether features are worth keeping on disk.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Extractor:
     image_shape: tuple[int, int, int] | None
     forward: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     batch: int = 500
+    costly: bool = False
 
     def extract(self, images: np.ndarray, batch_size: int | None = None) -> Features:
         """Extract features and logits of uint8 images (n, *image_shape), `batch_size` images at a time.
