@@ -18,12 +18,12 @@ def in_batches(images: np.ndarray, extractor: Extractor) -> Iterator[np.ndarray]
 def stream(
     batches: Iterable[np.ndarray], extractor: Extractor, cache: FeatureCache | None = None
 ) -> Iterator[Features]:
-    """Features of each batch of uint8 images (n, c, h, w); `cache` is used where the extractor is costly.
+    """Features of each batch of uint8 images (n, c, h, w); `cache` is used unless the extractor is cheap.
 
     One batch is read ahead, in a thread. Raises UserError as `Extractor.extract` does.
     """
     for images in _read_ahead(batches):
-        if cache is not None and extractor.costly:
+        if cache is not None and not extractor.cheap:
             yield cache.extract(images, extractor)
         else:
             yield extractor.extract(images, len(images))

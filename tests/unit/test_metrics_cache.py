@@ -15,7 +15,7 @@ from harness.metrics.reference import build_reference
 
 
 class Counting:
-    """The digits' extractor as a costly one that counts the images it sees."""
+    """The digits' extractor as one that is not cheap and counts the images it sees."""
 
     def __init__(self):
         self.seen = 0
@@ -25,7 +25,7 @@ class Counting:
             self.seen += len(images)
             return inner.forward(images)
 
-        self.extractor = dataclasses.replace(inner, forward=forward, batch=50, costly=True)
+        self.extractor = dataclasses.replace(inner, forward=forward, batch=50, cheap=False)
 
     def gather(self, images, folder, **changes):
         extractor = dataclasses.replace(self.extractor, **changes)
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(counting, images, tmp_path):
 
 def test_a_cheap_extractor_leaves_no_files(counting, images, tmp_path):
     for _ in range(2):
-        counting.gather(images, tmp_path / "features", costly=False)
+        counting.gather(images, tmp_path / "features", cheap=True)
     assert counting.seen == 2 * len(images)
     assert not (tmp_path / "features").exists()
 
