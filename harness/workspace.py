@@ -37,6 +37,11 @@ class Workspace:
         return self.root / "reference" / f"{split}.npz"
 
     @property
+    def features(self) -> Path:
+        """The cache of features of images, by content."""
+        return self.root / "features"
+
+    @property
     def floor(self) -> Path:
         """The record of the real-data floor."""
         return self.root / "reference" / "metrics-real-data.json"

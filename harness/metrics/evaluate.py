@@ -9,6 +9,8 @@ import numpy as np
 
 from harness.datasets import ImageSet
 from harness.errors import UserError
+from harness.metrics.cache import FeatureCache
+from harness.metrics.extraction import gather, in_batches
 from harness.metrics.extractors import Extractor, Features
 from harness.metrics.images import require_uint8
 from harness.metrics.reference import Identity, Reference, extractor_identity
@@ -52,6 +54,7 @@ def evaluate_images(
     reference_train: Reference,
     reference_heldout: Reference,
     train_images: np.ndarray,
+    cache: FeatureCache | None = None,
     *,
     uncertainty: bool = False,
     fid_parts: Sequence[int] = (),
@@ -71,7 +74,7 @@ def evaluate_images(
         raise UserError(f"labels must be ({len(images)},), one for each image, not {labels.shape}")
     for reference in (reference_train, reference_heldout):
         _require_match(extractor, reference)
-    generated = extractor.extract(images)
+    generated = gather(in_batches(images, extractor), len(images), extractor, cache)
     moments = Moments(extractor.dimension).update(generated.features)
     scores = feature_scores(generated, moments, reference_train)
     scores["class_distance"] = class_distance(generated.features, labels)
@@ -111,6 +114,7 @@ def real_data_floor(
     extractor: Extractor,
     reference_train: Reference,
     reference_heldout: Reference,
+    cache: FeatureCache | None = None,
 ) -> dict[str, float | None]:
     """Score `n` images drawn with replacement from the training set: what no generator can be expected to beat.
 
@@ -123,7 +127,7 @@ def real_data_floor(
     train_images = train.pixels
     draws = (np.random.Philox(key=seed).random_raw(n * FLOOR_DRAWS) % np.uint64(len(train))).reshape(FLOOR_DRAWS, n)
     first, labels = train_images[draws[0]], train.labels[draws[0]]
-    scores = evaluate_images(first, labels, extractor, reference_train, reference_heldout, train_images)
+    scores = evaluate_images(first, labels, extractor, reference_train, reference_heldout, train_images, cache)
     fids = [
         fid(Moments(extractor.dimension).update(reference_train.features[rows]), reference_train.moments)
         for rows in draws

@@ -1,6 +1,6 @@
 """Feature extractors: networks, addressed by their weights' hash, that turn images into features and logits."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -20,7 +20,10 @@ EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn", "shapes-cnn": "harness
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What an extractor saw: features (n, dimension) and logits (n, classes) or None, float64 and finite."""
+    """What an extractor saw, finite: features (n, dimension) and logits (n, classes) or None.
+
+    float64 as an extractor returns them, float32 where they are kept.
+    """
 
     features: np.ndarray
     logits: np.ndarray | None
@@ -33,7 +36,8 @@ class Extractor:
     weights_hash: SHA-256 (hex) of the weights file; resize: the name of the protocol from 8-bit image to the network's
     input ("none": images enter at their own size); dimension: width of the features; image_shape: the accepted
     (c, h, w), or None for RGB and grey images of any size; forward: uint8 images -> (features, logits or None), without
-    regard to the other images of the batch; batch: how many images fit into the memory of any machine.
+    regard to the other images of the batch; batch: how many images fit into the memory of any machine;
+    cheap: whether to extract again takes less than to keep features on disk.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Extractor:
     image_shape: tuple[int, int, int] | None
     forward: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
     batch: int = 500
+    cheap: bool = False
 
     def extract(self, images: np.ndarray, batch_size: int | None = None) -> Features:
         """Extract features and logits of uint8 images (n, *image_shape), `batch_size` images at a time.
@@ -51,30 +56,16 @@ class Extractor:
         """
         require_uint8(f"images for the extractor '{self.name}'", images, self.image_shape)
         size = batch_size or self.batch
-        return self.gather((images[start : start + size] for start in range(0, len(images), size)), len(images))
+        batches = [self.forward(images[start : start + size]) for start in range(0, len(images), size)]
+        features = self._join("features", [features for features, _ in batches])
+        logits = [logits for _, logits in batches if logits is not None]
+        return Features(features, self._join("logits", logits) if logits else None)
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-        """Extract batch by batch, in constant memory. Raises UserError as `extract` does."""
-        for images in batches:
-            require_uint8(f"images for the extractor '{self.name}'", images, self.image_shape)
-            features, logits = self.forward(images)
-            for quantity, values in (("features", features), ("logits", logits)):
-                if values is not None and not np.isfinite(values).all():
-                    raise UserError(f"{quantity} of the extractor '{self.name}' are not finite; check its weights")
-            yield Features(features.astype(np.float64), None if logits is None else logits.astype(np.float64))
-
-    def gather(self, batches: Iterable[np.ndarray], n: int) -> Features:
-        """Extract batches of `n` images in all, and keep all features."""
-        features, logits = np.empty((n, self.dimension)), None
-        start = 0
-        for part in self.stream(batches):
-            stop = start + len(part.features)
-            features[start:stop] = part.features
-            if part.logits is not None:
-                logits = np.empty((n, part.logits.shape[1])) if logits is None else logits
-                logits[start:stop] = part.logits
-            start = stop
-        return Features(features, logits)
+    def _join(self, quantity: str, batches: list[np.ndarray]) -> np.ndarray:
+        values = np.concatenate(batches).astype(np.float64, copy=False)
+        if not np.isfinite(values).all():
+            raise UserError(f"{quantity} of the extractor '{self.name}' are not finite; check its weights")
+        return values
 
 
 def load_extractor(config: ExtractorConfig | str) -> Extractor:

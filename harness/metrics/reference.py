@@ -10,6 +10,8 @@ import numpy as np
 from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays, save_arrays
 from harness.errors import UserError
+from harness.metrics.cache import FeatureCache
+from harness.metrics.extraction import gather, in_batches
 from harness.metrics.extractors import Extractor
 from harness.metrics.images import QUANTISER
 from harness.metrics.sources import ImageSource
@@ -20,7 +22,7 @@ Identity = dict[str, str | int]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Features float64 (n, d) of one split of real images, and the identity under which they were computed."""
+    """Features (n, d) of one split of real images, and the identity under which they were computed."""
 
     features: np.ndarray
     identity: Identity
@@ -60,23 +62,25 @@ def extractor_identity(extractor: Extractor) -> Identity:
     return {"extractor": extractor.name, "extractor_weights": extractor.weights_hash, "resize": extractor.resize}
 
 
-def build_reference(image_set: ImageSet, extractor: Extractor) -> Reference:
+def build_reference(image_set: ImageSet, extractor: Extractor, cache: FeatureCache | None = None) -> Reference:
     """Quantise the images and extract their features. Raises UserError where the extractor refuses the images."""
-    features = extractor.extract(image_set.pixels).features
+    features = gather(in_batches(image_set.pixels, extractor), len(image_set), extractor, cache).features
     return Reference(features, reference_identity(image_set, extractor))
 
 
-def source_reference(source: ImageSource, extractor: Extractor) -> Reference:
+def source_reference(source: ImageSource, extractor: Extractor, cache: FeatureCache | None = None) -> Reference:
     """Extract the features of the user's own images, which are measured as they are: they come in 8 bits.
 
     Their identity names no file, so that equal images have it wherever they lie.
     """
-    features = extractor.gather(source.batches(extractor.batch), len(source)).features
+    features = gather(source.batches(extractor.batch), len(source), extractor, cache).features
     identity: Identity = {"data": "images", "data_digest": source.digest, "n_images": len(source)}
     return Reference(features, identity | extractor_identity(extractor) | {"quantiser": "none, 8 bits as given"})
 
 
-def cached_reference(path: Path | str, image_set: ImageSet, extractor: Extractor) -> Reference:
+def cached_reference(
+    path: Path | str, image_set: ImageSet, extractor: Extractor, cache: FeatureCache | None = None
+) -> Reference:
     """Read the reference at `path`; where there is none, or it has another identity, compute it and write it there.
 
     Raises UserError where the file is damaged, or cannot be written.
@@ -85,6 +89,6 @@ def cached_reference(path: Path | str, image_set: ImageSet, extractor: Extractor
         reference = Reference.load(path)
         if reference.identity == reference_identity(image_set, extractor):
             return reference
-    reference = build_reference(image_set, extractor)
+    reference = build_reference(image_set, extractor, cache)
     reference.save(path)
     return reference

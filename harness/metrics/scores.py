@@ -1,17 +1,16 @@
-"""Scores of generated images against a reference: torch-fidelity's functions with every free choice fixed.
+"""Scores of generated images against a reference, every free choice fixed, each in float64 and in bounded memory.
 
-All arrays are float64 features (n, d) unless said otherwise, generated first and reference second.
+Features are (n, d) of any floating-point type, generated first and reference second. They are taken to float64 a block
+at a time: neither a float64 copy of them nor an n x n matrix is ever held. The choices are torch-fidelity's.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
-import torch
-from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from harness.errors import UserError
-from harness.metrics.statistics import Moments
+from harness.metrics.statistics import Moments, blocks
 
 SEED = 2020
 IS_SPLITS = 10
@@ -19,17 +18,29 @@ KID_SUBSETS = 100
 KID_SUBSET_SIZE = 500
 PRC_NEIGHBOURS = 3
 
-# The choices above, named: part of every metric identity. Raise the last number when a score's definition changes.
-PROTOCOL = f"is{IS_SPLITS}-kid{KID_SUBSETS}x{KID_SUBSET_SIZE}-prc{PRC_NEIGHBOURS}-seed{SEED}-v1"
+# The choices above, named: part of every metric identity. Raise the last number when a score's definition or arithmetic
+# changes.
+PROTOCOL = f"is{IS_SPLITS}-kid{KID_SUBSETS}x{KID_SUBSET_SIZE}-prc{PRC_NEIGHBOURS}-seed{SEED}-v2"
 
 
 def fid(generated: Moments, reference: Moments) -> float:
     """Frechet distance of two Gaussians (Heusel et al. 2017): |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
-    Raises UserError where either side has fewer than two samples.
+    Covariances may be singular: fewer samples than dimensions, or features that never vary. Raises UserError where
+    either side has fewer than two samples.
     """
-    first, second = ({"mu": m.mean, "sigma": m.covariance} for m in (generated, reference))
-    return float(fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"])
+    from scipy.linalg import svdvals
+
+    # With C = L L^T, eigenvalues of C1 C2 are squares of the singular values of L1^T L2, whose sum is as accurate
+    # as the covariances are. Eigenvalues of a product are not: the square root of one of rounding's size, 1e-16, is
+    # 1e-8, and there are as many as dimensions. Against 80-digit arithmetic at 24 dimensions, with singular, identical
+    # and badly scaled covariances of trace 24, this is off by at most 2e-8; the eigenvalues of L1^T C2 L1 by 5e-8, with
+    # a symmetric square root for L1 by 2e-7; those of C1 C2 by 5e-7.
+    covariances = generated.covariance, reference.covariance
+    first, second = map(_cholesky, covariances)
+    nuclear_norm = svdvals(first.T @ second, overwrite_a=True, check_finite=False).sum()
+    shift = generated.mean - reference.mean
+    return float(shift @ shift + sum(map(np.trace, covariances)) - 2 * nuclear_norm)
 
 
 def inception_score(logits: np.ndarray) -> tuple[float, float]:
@@ -38,8 +49,10 @@ def inception_score(logits: np.ndarray) -> tuple[float, float]:
     Raises UserError with fewer than 10 rows.
     """
     _require_samples("inception score", len(logits), IS_SPLITS)
-    score = isc_features_to_metric(torch.from_numpy(logits), IS_SPLITS, shuffle=True, rng_seed=SEED)
-    return score["inception_score_mean"], score["inception_score_std"]
+    order = np.random.RandomState(SEED).permutation(len(logits))  # the splits of torch-fidelity
+    bounds = [split * len(logits) // IS_SPLITS for split in range(IS_SPLITS + 1)]
+    scores = [_split_score(logits, order[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def kid(generated: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -50,15 +63,13 @@ def kid(generated: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """
     size = min(KID_SUBSET_SIZE, len(generated), len(reference))
     _require_samples("kernel distance", size, 2)
-    score = kid_features_to_metric(
-        torch.from_numpy(generated),
-        torch.from_numpy(reference),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=size,
-        rng_seed=SEED,
-        verbose=False,
-    )
-    return score["kernel_inception_distance_mean"], score["kernel_inception_distance_std"]
+    draw = np.random.RandomState(SEED)  # the subsets of torch-fidelity
+    distances = []
+    for _ in range(KID_SUBSETS):
+        x, y = (side[draw.choice(len(side), size, replace=False)].astype(np.float64) for side in (generated, reference))
+        within = _kernel(x, x) + _kernel(y, y)
+        distances.append((within.sum() - np.trace(within)) / (size * (size - 1)) - 2 * _kernel(x, y).mean())
+    return float(np.mean(distances)), float(np.std(distances))
 
 
 def precision_recall(generated: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -69,9 +80,14 @@ def precision_recall(generated: np.ndarray, reference: np.ndarray) -> tuple[floa
     """
     size = min(len(generated), len(reference))
     _require_samples("precision and recall", size, PRC_NEIGHBOURS + 1)
-    sides = [torch.from_numpy(_subset(side, size)) for side in (generated, reference)]
-    score = prc_features_to_metric(*sides, prc_neighborhood=PRC_NEIGHBOURS, save_cpu_ram=True, verbose=False)
-    return score["precision"], score["recall"]
+    generated, reference = _subset(generated, size), _subset(reference, size)
+    centre = reference.mean(axis=0, dtype=np.float64)
+    radii_generated, radii_reference = (_squared_radii(side, centre) for side in (generated, reference))
+    covered_generated, covered_reference = np.zeros(size, bool), np.zeros(size, bool)
+    for rows, columns, squared in _squared_distances(generated, reference, centre):
+        covered_generated[rows] |= (squared <= radii_reference[columns]).any(axis=1)
+        covered_reference[columns] |= (squared <= radii_generated[rows, None]).any(axis=0)
+    return float(covered_generated.mean()), float(covered_reference.mean())
 
 
 def nearest_neighbour_distance(images: np.ndarray, train_images: np.ndarray) -> float:
@@ -79,14 +95,11 @@ def nearest_neighbour_distance(images: np.ndarray, train_images: np.ndarray) -> 
 
     Both arrays are uint8 (n, c, h, w). Squared distances of 8-bit levels are integers, hence exact in float64.
     """
-    train = train_images.reshape(len(train_images), -1).astype(np.float64)
-    train_norms = (train**2).sum(axis=1)
-    total = 0.0
-    for start in range(0, len(images), 1000):
-        rows = images[start : start + 1000].reshape(-1, train.shape[1]).astype(np.float64)
-        squared = (train_norms - 2 * (rows @ train.T)).min(axis=1) + (rows**2).sum(axis=1)
-        total += float(np.sqrt(squared).sum())
-    return total / len(images) / 127.5
+    first, second = (side.reshape(len(side), -1) for side in (images, train_images))
+    nearest = np.full(len(images), np.inf)
+    for rows, _, squared in _squared_distances(first, second, np.zeros(first.shape[1])):
+        np.minimum(nearest[rows], squared.min(axis=1), out=nearest[rows])
+    return float(np.sqrt(nearest).mean()) / 127.5
 
 
 def class_distance(features: np.ndarray, labels: np.ndarray) -> float:
@@ -96,18 +109,74 @@ def class_distance(features: np.ndarray, labels: np.ndarray) -> float:
     sets of any size and any balance of classes compare. A class of one image has no pair and is left out. Raises
     UserError where no class has two images.
     """
-    classes = [torch.from_numpy(features[labels == label]) for label in np.unique(labels)]
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     _require_samples("class distance, the largest class", max(map(len, classes), default=0), 2)
-    return float(np.mean([_mean_distance(rows) for rows in classes if len(rows) > 1]))
+    return float(np.mean([_mean_distance(features[members]) for members in classes if len(members) > 1]))
 
 
-def _mean_distance(rows: torch.Tensor) -> float:
-    # Centred, because squared norms are subtracted: far from zero, near copies would lose their digits.
-    rows = rows - rows.mean(dim=0)
-    total = sum(
-        float(torch.cdist(block, rows, compute_mode="use_mm_for_euclid_dist").sum()) for block in rows.split(500)
-    )
-    return total / (len(rows) * (len(rows) - 1))
+def _cholesky(covariance: np.ndarray) -> np.ndarray:
+    """L (d, rank) with L L^T = covariance, by pivots; what is left is below d times rounding and is dropped."""
+    from scipy.linalg.lapack import dpstrf
+
+    factor, pivots, rank, _ = dpstrf(covariance, lower=1)
+    rows = np.empty((len(covariance), rank))
+    rows[pivots - 1] = np.tril(factor[:, :rank])
+    return rows
+
+
+def _split_score(logits: np.ndarray, members: np.ndarray) -> float:
+    """exp(mean KL(p || mean p)), which is exp(H(mean p) - mean H(p))."""
+    marginal, negative_entropy = np.zeros(logits.shape[1]), 0.0
+    for rows in blocks(len(members)):
+        log_p = logits[members[rows]].astype(np.float64)
+        log_p -= log_p.max(axis=1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        marginal += p.sum(axis=0)
+        negative_entropy += float((p * log_p).sum())
+    marginal /= len(members)
+    occurring = marginal[marginal > 0]
+    return float(np.exp(negative_entropy / len(members) - occurring @ np.log(occurring)))
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    gram = x @ y.T / x.shape[1] + 1
+    return gram * gram * gram
+
+
+def _squared_distances(
+    first: np.ndarray, second: np.ndarray, centre: np.ndarray
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Rows, columns and squared Euclidean distances, block by block.
+
+    Rows are taken relative to `centre` (d,), because squared norms are subtracted: far from zero, near copies would
+    lose their digits. What is left of copies is rounding, which depends on the order of a sum: it is set to zero.
+    """
+    rounding = first.shape[1] * np.finfo(np.float64).eps
+    for rows in blocks(len(first)):
+        a = first[rows] - centre
+        for columns in blocks(len(second)):
+            b = second[columns] - centre
+            scale = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)
+            squared = a @ b.T
+            squared *= -2
+            squared += scale
+            squared[squared <= rounding * scale] = 0
+            yield rows, columns, squared
+
+
+def _squared_radii(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Squared distance (n,) of each row to its third nearest neighbour, itself apart."""
+    nearest = np.full((len(features), PRC_NEIGHBOURS + 1), np.inf)
+    for rows, _, squared in _squared_distances(features, features, centre):
+        nearest[rows] = np.partition(np.hstack([nearest[rows], squared]), PRC_NEIGHBOURS)[:, : PRC_NEIGHBOURS + 1]
+    return nearest.max(axis=1)
+
+
+def _mean_distance(features: np.ndarray) -> float:
+    centre = features.mean(axis=0, dtype=np.float64)
+    total = sum(float(np.sqrt(squared).sum()) for _, _, squared in _squared_distances(features, features, centre))
+    return total / (len(features) * (len(features) - 1))
 
 
 def _subset(rows: np.ndarray, size: int) -> np.ndarray:

@@ -1,8 +1,18 @@
 """Mean and covariance of features, streamed in float64 and constant memory."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from harness.errors import UserError
+
+BLOCK = 1000
+"""Rows that are in float64 at a time."""
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Consecutive slices of at most BLOCK rows that cover `n` rows."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
 
 
 class Moments:
@@ -28,24 +38,27 @@ class Moments:
         """Take in `rows` (n, d); returns self. Raises UserError where the shape differs or a value is not finite."""
         if rows.ndim != 2 or rows.shape[1] != len(self.mean):
             raise UserError(f"features must be (n, {len(self.mean)}), not {rows.shape}")
+        for block in blocks(len(rows)):
+            self._update_block(rows[block])
+        return self
+
+    def _update_block(self, rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
             raise UserError("features are not finite; check the images and the extractor's weights")
-        if len(rows) == 0:
-            return self
-        batch = Moments(len(self.mean))
-        batch.count = len(rows)
-        batch.mean = rows.mean(axis=0, dtype=np.float64)
-        centred = rows - batch.mean
-        batch.scatter = centred.T @ centred
-        return self.merge(batch)
+        mean = rows.mean(axis=0, dtype=np.float64)
+        centred = rows - mean
+        self._combine(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: "Moments") -> "Moments":
         """Take in everything that `other` has seen; returns self."""
-        count = self.count + other.count
-        if count == 0:
-            return self
-        shift = other.mean - self.mean
-        self.mean = self.mean + shift * (other.count / count)
-        self.scatter = self.scatter + other.scatter + np.outer(shift, shift) * (self.count * other.count / count)
-        self.count = count
+        if other.count:
+            self._combine(other.count, other.mean, other.scatter)
         return self
+
+    def _combine(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self.scatter += scatter
+        self.scatter += np.outer(shift, shift * (self.count * count / total))
+        self.count = total

@@ -6,11 +6,12 @@ from harness.addresses import RunAddress
 from harness.checkpoint import load_checkpoint, require_config
 from harness.datasets import ImageSet
 from harness.errors import UserError
+from harness.metrics.cache import FeatureCache
 from harness.metrics.evaluate import evaluate_images
+from harness.metrics.extraction import in_batches, stream_moments
 from harness.metrics.extractors import load_extractor
 from harness.metrics.reference import Reference
 from harness.metrics.scores import fid
-from harness.metrics.statistics import Moments
 from harness.networks.transformer import TransformerSpec
 from harness.training import snapshot
 from harness.verbs.evaluate import describe, write_record
@@ -37,9 +38,10 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     extractor = load_extractor(workspace.profile.extractor)
     train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
     train_images = ImageSet.load(workspace.data("train")).pixels
+    cache = FeatureCache(workspace.features)
 
     def fid_of(images: np.ndarray) -> float:
-        return fid(Moments(extractor.dimension).update(extractor.extract(images).features), train.moments)
+        return fid(stream_moments(in_batches(images, extractor), extractor, cache), train.moments)
 
     for setting in workspace.settings(address):
         fids: dict[int, float] = {}
@@ -51,7 +53,9 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
             fids[update] = fid_of(images)
             if (best := min(fids, key=fids.__getitem__)) == update:
                 selected, selected_images, selected_digest = weights, images, manifest["digest"]
-        scores = evaluate_images(selected_images, labels, extractor, train, heldout, train_images, uncertainty=True)
+        scores = evaluate_images(
+            selected_images, labels, extractor, train, heldout, train_images, cache, uncertainty=True
+        )
         fresh, _, _ = draw(workspace, address, setting, spec, selected, during.n_samples, "during/fresh")
         scores |= {"fid_by_update": fids, "best_update": best}
         scores |= {"fid_last": fids[schedule.updates], "fid_fresh": fid_of(fresh)}

@@ -10,6 +10,7 @@ from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.metrics.cache import FeatureCache
 from harness.metrics.evaluate import evaluate_images, metric_identity
 from harness.metrics.extractors import Extractor, load_extractor
 from harness.metrics.reference import Reference
@@ -38,10 +39,11 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     extractor = load_extractor(workspace.profile.extractor)
     train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
     train_images = ImageSet.load(workspace.data("train")).pixels
+    cache = FeatureCache(workspace.features)
     for setting in workspace.settings(address):
         images, labels = load_arrays(folder / f"samples-{setting.name}.npz", "images", "labels")
         scores = evaluate_images(
-            images, labels, extractor, train, heldout, train_images,
+            images, labels, extractor, train, heldout, train_images, cache,
             uncertainty=True, fid_parts=workspace.profile.evaluation.fid_parts,
         )  # fmt: skip
         row = describe(workspace, address, setting, training["params"], sampling["images_per_second"][setting.name])

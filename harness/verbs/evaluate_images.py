@@ -8,8 +8,10 @@ from typing import Any
 from harness.datasets.archive import array_headers
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.metrics.cache import FeatureCache, user_cache
 from harness.metrics.config import ExtractorConfig
 from harness.metrics.evaluate import feature_scores, identity_digest, metric_identity, require_finite
+from harness.metrics.extraction import gather
 from harness.metrics.extractors import Extractor, load_extractor, module_of, require_available
 from harness.metrics.reference import Identity, Reference, extractor_identity, source_reference
 from harness.metrics.sources import ImageSource, open_images
@@ -47,9 +49,9 @@ def run(
     source = open_images(images)
     real = None if reference is None else _open_reference(reference)
     texts = None if captions is None else _read_captions(captions, source)
-    network = load_extractor(config)
-    target = source_reference(real, network) if isinstance(real, ImageSource) else real
-    row, identity = score(source, target, texts, network)
+    network, cache = load_extractor(config), user_cache()
+    target = source_reference(real, network, cache) if isinstance(real, ImageSource) else real
+    row, identity = score(source, target, texts, network, cache)
     row = {"images": str(images), "reference": None if reference is None else str(reference)} | row
     provenance = {"images_digest": source.digest, "evaluation": run_record()}
     record = json.dumps({"row": row, "identity": identity, "provenance": provenance}, indent=1)
@@ -62,7 +64,11 @@ def run(
 
 
 def score(
-    source: ImageSource, target: Reference | None, captions: list[str] | None, extractor: Extractor
+    source: ImageSource,
+    target: Reference | None,
+    captions: list[str] | None,
+    extractor: Extractor,
+    cache: FeatureCache | None = None,
 ) -> tuple[dict[str, Any], Identity]:
     """Scores of the images as a row, with None for what was not measured, and the identity of the numbers.
 
@@ -72,7 +78,7 @@ def score(
     identity: Identity = extractor_identity(extractor) | {"n_samples": len(source)}
     if target is not None:
         identity, _ = metric_identity(extractor, target, len(source), LABEL_POLICY)
-    features = extractor.gather(source.batches(extractor.batch), len(source))
+    features = gather(source.batches(extractor.batch), len(source), extractor, cache)
     keys = ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "cmmd", "clip_score")
     scores: dict[str, float | None] = dict.fromkeys(keys)
     if target is not None:

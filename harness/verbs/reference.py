@@ -1,6 +1,7 @@
 """`fewstep reference`: reference features and statistics, and the real-data floor."""
 
 from harness.datasets import ImageSet
+from harness.metrics.cache import FeatureCache
 from harness.metrics.evaluate import FLOOR_DRAWS, real_data_floor
 from harness.metrics.extractors import load_extractor
 from harness.metrics.reference import cached_reference
@@ -13,11 +14,12 @@ FLOOR_SEED = 0
 def run(workspace: Workspace) -> None:
     """Write the references of both splits and the record of n images drawn with replacement from the training set."""
     extractor = load_extractor(workspace.profile.extractor)
+    cache = FeatureCache(workspace.features)
     train, heldout = (ImageSet.load(workspace.data(split)) for split in ("train", "heldout"))
     workspace.reference("train").parent.mkdir(parents=True, exist_ok=True)
-    references = [cached_reference(workspace.reference(s.split), s, extractor) for s in (train, heldout)]
+    references = [cached_reference(workspace.reference(s.split), s, extractor, cache) for s in (train, heldout)]
     n = workspace.profile.evaluation.n_samples
-    scores = real_data_floor(train, heldout, n, FLOOR_SEED, extractor, *references)
+    scores = real_data_floor(train, heldout, n, FLOOR_SEED, extractor, references[0], references[1], cache)
     row = {"backend": "-", "method": "real-data", "variant": "default", "sampler": "-", "guidance": None, "steps": 0}
     row |= {"nfe": 0, "seed": None, "params": None, "updates": None, "train_passes": None, "train_seconds": None}
     row |= {"peak_memory_mb": None, "images_per_second": None, "convention": f"{FLOOR_DRAWS} draws"}

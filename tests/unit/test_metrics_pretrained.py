@@ -21,6 +21,7 @@ from torch_fidelity.utils import extract_featuresdict_from_input_id
 from harness.errors import UserError
 from harness.metrics import pretrained
 from harness.metrics.config import ExtractorConfig
+from harness.metrics.extraction import gather
 from harness.metrics.extractors import load_extractor, require_available
 from harness.metrics.pretrained import PRETRAINED
 from harness.metrics.reference import source_reference
@@ -70,7 +71,7 @@ def published(monkeypatch, tmp_path):
 
 def features_of(extractor, folder):
     source = open_images(folder)
-    return extractor.gather(source.batches(3), len(source))
+    return gather(source.batches(3), len(source), extractor)
 
 
 def test_every_pretrained_extractor_has_random_weights_here():

@@ -69,6 +69,13 @@ def test_precision_and_recall_do_not_depend_on_the_order_of_classes():
     assert recall > 0.8  # the first 500 rows alone hold two classes: 0.2
 
 
+def test_copies_lie_within_balls_of_radius_zero():
+    rows = np.repeat(normal(60, d=64, shift=1e3), 5, axis=0)  # four copies beside each: the third neighbour is one
+    shuffled = np.random.default_rng(0).permutation(rows)
+    assert scores.precision_recall(rows, shuffled) == (1, 1)
+    assert scores.precision_recall(rows, shuffled + 1e-6) == (0, 0)
+
+
 def test_precision_falls_for_poor_images_and_recall_for_missing_modes():
     reference = np.concatenate([normal(200), normal(200, shift=10, seed=1)])
     poor = scores.precision_recall(normal(400, seed=2) * 4 + 5, reference)

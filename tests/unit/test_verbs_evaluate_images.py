@@ -11,10 +11,15 @@ import torch_fidelity
 from harness.datasets import load_dataset
 from harness.errors import UserError
 from harness.metrics.clip import cmmd
-from harness.metrics.extractors import load_extractor
+from harness.metrics.extractors import Extractor, load_extractor
 from harness.metrics.reference import build_reference
 from harness.verbs.evaluate_images import run
 from tests.pretrained import configured, random_images, write_folder
+
+
+@pytest.fixture(autouse=True)
+def _own_feature_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def stated(name, path):
     return configured(name, path).model_dump()
 
 
-def test_inception_gives_the_numbers_of_torch_fidelity(capsys, inception_file, tmp_path):
+def test_inception_gives_the_numbers_of_torch_fidelity_and_extracts_once(capsys, inception_file, tmp_path, monkeypatch):
     samples = write_folder(tmp_path / "samples", random_images(10))
     real = write_folder(tmp_path / "real", random_images(10, seed=1))
     record, note = evaluated(capsys, samples, real, **stated("inception-v3-compat", inception_file))
@@ -55,6 +60,9 @@ def test_inception_gives_the_numbers_of_torch_fidelity(capsys, inception_file, t
     assert (row["precision"], row["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
     assert record["identity"]["extractor_weights"] == stated("inception-v3-compat", inception_file)["sha256"]
     assert note.startswith("note: only 10 images for 2048 features")
+    monkeypatch.setattr(Extractor, "extract", lambda *_: pytest.fail("features are not read from the cache"))
+    again, _ = evaluated(capsys, samples, real, **stated("inception-v3-compat", inception_file))
+    assert again["row"] == row
 
 
 def test_record_and_table_name_what_was_measured(capsys, digits):
