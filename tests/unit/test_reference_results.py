@@ -1,4 +1,4 @@
-"""The committed results of the digits profile: complete, within their bars, and what the README says."""
+"""The committed results: of the digits profile, complete, within their bars, and what the README says; the gate's."""
 
 import json
 import re
