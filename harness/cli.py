@@ -227,6 +227,34 @@ def ablations(profile: Profile = "digits", results: Results = None) -> None:
 
 
 @app.command()
+def check(
+    profile: Profile = "digits",
+    results: Results = None,
+    against: Annotated[
+        Path | None, typer.Option(help="the folder of the reference [default: results/reference/PROFILE]")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="also write the verdicts to this JUnit XML file")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON, with every row")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="print every row, not only those that moved")] = False,
+) -> None:
+    """Compare a run with an accepted reference; status 1: a regression. Example: fewstep check --profile digits"""
+    _run("check", profile, results, against=against, junit=junit, as_json=json, verbose=verbose)
+
+
+@app.command()
+def accept(
+    reason: Annotated[str, typer.Option(help="why these numbers are to be the reference")],
+    profile: Profile = "digits",
+    results: Results = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the folder of the reference [default: results/reference/PROFILE]")
+    ] = None,
+) -> None:
+    """Make a complete run the reference of later ones. Example: fewstep accept --reason first"""
+    _run("accept", profile, results, reason=reason, out=out)
+
+
+@app.command()
 def bench(
     profile: Profile = "digits",
     out: Annotated[Path | None, typer.Option(help="also write the measurements to this JSON file")] = None,

@@ -16,6 +16,7 @@ from harness.networks.transformer import TransformerSpec
 from harness.training import Schedule
 
 DEFAULT_RESULTS = Path("results/runs")
+REFERENCES = Path("results/reference")
 
 
 class Workspace:

@@ -98,3 +98,16 @@ rule all_ablations:
         templates=template_digest(),
     shell:
         "fewstep ablations --profile {params.profile} > {log} 2>&1"
+
+
+# No output: it is done whenever it is asked for, and the JUnit file must survive a regression.
+rule check:
+    input:
+        records_of([run for run in RUNS if run.seed in WORKSPACE.profile.seeds]),
+    log:
+        f"{ROOT}/logs/check.log",
+    params:
+        profile=shlex.quote(PROFILE),
+        junit=shlex.quote(f"{ROOT}/check.xml"),
+    shell:
+        "fewstep check --profile {params.profile} --junit {params.junit} > {log} 2>&1"
