@@ -217,11 +217,11 @@ def compare(reference: GateReference, where: Path, workspace: Workspace) -> list
         for key in rows:
             if key not in others:
                 raise UserError(f"{where / FILE}: {missing} has no row {rows[key][0].label}; accept a new reference")
-    return [Judgement(accepted[key], rows, _limit(accepted, key, len(rows))) for key, rows in run.items()]
+    return [Judgement(accepted[key], rows, limit(accepted, key, len(rows))) for key, rows in run.items()]
 
 
-def _limit(reference: dict[RowKey, list[MeasuredRow]], key: RowKey, seeds: int) -> float:
-    """How far above the reference's mean log FID a run of this many seeds may lie."""
+def limit(reference: dict[RowKey, list[MeasuredRow]], key: RowKey, seeds: int) -> float:
+    """How far above the mean log FID of the reference's row `key` that of a run of this many seeds may lie."""
     kind = [rows for other, rows in reference.items() if _is_teacher(other) == _is_teacher(key)]
     sd, freedom = pooled_sd([[float(np.log(row.fid)) for row in rows] for rows in kind])
     one_sided = 1 - 2 * ERROR_RATE / len(reference)

@@ -18,20 +18,11 @@ from harness.cli import THREAD_VARIABLES
 os.environ |= dict.fromkeys(THREAD_VARIABLES, "1") | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(sys.argv[1], "jax-cache").absolute())
 
-from harness.config import PROFILE_FOLDER, REPOSITORY
-from harness.files import write_atomic
-from harness.reporting.gate import (
-    Judgement,
-    compare,
-    complete_records,
-    grouped,
-    load_reference,
-    measured_rows,
-)
+from harness.config import REPOSITORY
+from harness.reporting.gate import Judgement, compare, load_reference
 from harness.reporting.intervals import pooled_sd
-from harness.reporting.records import load_records
 from harness.workspace import Workspace
-from tests.gate.planted import CAUGHT, FAULTS, run_missing
+from tests.gate.planted import FAULTS, run_missing
 
 REFERENCE = REPOSITORY / "results/reference/gate"
 CLEAN_SEEDS, FAULT_SEEDS, SHARED_SEEDS = range(100, 120), range(100, 103), range(100, 110)
