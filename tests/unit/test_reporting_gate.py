@@ -261,6 +261,10 @@ def edit(path: Path, change: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+def keep(content: dict[str, Any], which: Any) -> None:
+    content["rows"] = [row for row in content["rows"] if which(row)]
+
+
 def test_runs_that_cannot_be_compared(tmp_path: Path, reference: Path) -> None:
     workspace = write_run(open_run(tmp_path / "run", [10]))
     student = next(iter(workspace.root.rglob("moment*/default/k2/seed10/metrics-*.json")))
@@ -289,16 +293,16 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, reference: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(rows=[r for r in c["rows"] if r["seed"] != 4]), "has 4 seeds, fewer than 5; accept a run of"),
-        (lambda c: c["rows"].append(c["rows"][0]), "torch teacher ancestral-k1 has a seed twice; accept a reference anew"),
+        (lambda c: keep(c, lambda r: r["seed"] != 4), "has 4 seeds, fewer than 5; accept a run of more seeds"),
+        (lambda c: c["rows"].append(c["rows"][0]), "torch teacher ancestral-k1 has a seed twice; accept a reference"),
         (lambda c: c["rows"][2].update(fid=-1.0), "rows.2.fid is -1.0, but should be greater than 0"),
         (lambda c: c["rows"][2].update(fdi=1.0), "unknown key rows.2.fdi; did you mean 'fid'?"),
         (lambda c: c.update(format=2), "format is 2"),
         (lambda c: c.pop("history"), "the key history is missing"),
-        (lambda c: c.update(rows=[r for r in c["rows"] if r["steps"] != 4]), "the reference has no row torch teacher ancestral-k4"),
-        (lambda c: c["rows"].extend({**r, "steps": 3} for r in c["rows"][:5]), "the run has no row torch teacher ancestral-k3"),
+        (lambda c: keep(c, lambda r: r["steps"] != 4), "the reference has no row torch teacher ancestral-k4"),
+        (lambda c: c["rows"].extend({**r, "steps": 3} for r in c["rows"][:5]), "the run has no row torch teacher"),
     ],
-)  # fmt: skip
+)
 def test_references_that_cannot_be_used(tmp_path: Path, reference: Path, change: Any, message: str) -> None:
     workspace = write_run(open_run(tmp_path / "run", [10]))
     edit(reference / FILE, change)

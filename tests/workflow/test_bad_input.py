@@ -180,6 +180,42 @@ def test_missing_input_names_the_verb_that_makes_it(tmp_path: Path, verb: list[s
     fails(message, "fewstep", *verb, "--profile", "smoke", "--results", ".", cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        (
+            ["check"],
+            "results/reference/mine/reference.json: the reference cannot be read (No such file or directory); make",
+        ),
+        (
+            ["check", "--against", "none"],
+            "none/reference.json: the reference cannot be read (No such file or directory)",
+        ),
+        (
+            ["check", "--against", "mine.yaml"],
+            "mine.yaml/reference.json: the reference cannot be read (Not a directory)",
+        ),
+        (["check", "--against", "damaged"], "damaged/reference.json: damaged (Expecting value"),
+        (["check", "--against", "other"], "other/reference.json: the key history is missing"),
+        (
+            ["check", "--junit", "none/check.xml"],
+            "none: the output folder does not exist; create it, or choose another",
+        ),
+        (["accept", "--reason", " "], "--reason is empty; say why these numbers are to be the reference"),
+        (["accept", "--reason", "first"], "profile 'mine': seeds holds 1, fewer than 5; add some"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_check_and_accept_with_nothing_to_work_on(tmp_path: Path, verb: list[str], message: str) -> None:
+    write_profile(tmp_path / "mine.yaml")
+    for name, content in (("damaged", "rows: []"), ("other", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "reference.json").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    fails(message, "fewstep", *verb, "--profile", "mine.yaml", "--results", ".", cwd=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_loss_that_is_not_finite(folder: Path) -> None:
     changes = {"teacher.optimiser.learning_rate": 1e30, "teacher.updates": 40, "teacher.checkpoint_every": 1}
     write_profile(folder / "mine.yaml", changes)
