@@ -137,7 +137,7 @@ def main() -> None:
     page = [
         "# What the gate sees",
         "",
-        f"By `python -m tests.gate.measure`, against the reference of {accepted.date} with {len(accepted.seeds)} seeds.",
+        f"By `python -m tests.gate.measure`, against the reference of {accepted.date}, {len(accepted.seeds)} seeds.",
         "Shifts and limits are of the natural logarithm of FID; each run is of one seed, with a teacher of its own.",
         "",
         "## Planted faults, in the alternating student",
