@@ -47,7 +47,7 @@ def text(judgements: Sequence[Judgement], reference: GateReference, *, verbose: 
     accepted = reference.history[-1]
     shown = [judgement for judgement in judgements if verbose or judgement.verdict != "ok"]
     lines = [f"{judgement.verdict:11s}  {judgement.label}: {describe(judgement)}" for judgement in shown]
-    most = max(judgements, key=lambda judgement: judgement.shift / judgement.limit)
+    most = max(judgements, key=lambda judgement: judgement.shift - judgement.limit)
     failed = len(regressions(judgements))
     verdict = f"{failed} of {len(judgements)} rows regressed" if failed else f"ok: {len(judgements)} rows"
     against = f"the reference of {accepted.date} ({len(accepted.seeds)} seeds: {accepted.reason})"

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.reporting.gate import configuration, grouped, load_reference
 from harness.reporting.tables import COLUMNS
 from harness.workspace import Workspace
+from tests.gate.planted import CAUGHT, TOO_SMALL
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results/reference/digits/main.csv"
@@ -129,3 +131,21 @@ def test_an_update_costs_little_more_than_by_hand() -> None:
         assert not over or "bare passes" in row["quantity"], row["quantity"]
         shown = rf"\*\*{value:g}\*\*" if over else rf"{value:g}( s)?"
         assert re.search(rf"\| {re.escape(row['quantity'])} \| {shown} \|", readme), row["quantity"]
+
+
+def test_the_gates_reference_is_of_its_profile_and_of_ten_seeds() -> None:
+    reference = load_reference(ROOT / "results/reference/gate")
+    assert reference.configuration == configuration(Workspace("gate"))
+    assert reference.history[-1].git_commit
+    for rows in grouped(reference.rows).values():
+        assert [row.seed for row in rows] == reference.history[-1].seeds == Workspace("gate-reference").profile.seeds
+
+
+def test_the_gate_was_measured_to_catch_the_planted_faults_and_no_clean_run() -> None:
+    page = (ROOT / "results/reference/gate/faults.md").read_text()
+    assert f"of {load_reference(ROOT / 'results/reference/gate').history[-1].date}," in page, "measure it again"
+    assert "## 20 clean runs of other seeds: 0 false alarms" in page
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    caught = {row[0]: row[-2] for row in rows}
+    assert {fault: caught[fault] for fault in CAUGHT} == dict.fromkeys(CAUGHT, "3 of 3")
+    assert TOO_SMALL.keys() <= caught.keys()
