@@ -41,7 +41,7 @@ class MeasuredRow(StrictModel):
     steps: int
     seed: int
     fid: float = Field(gt=0)
-    inception_score: float = Field(alias="is")
+    inception_score: float | None = Field(alias="is")
     kid: float
     precision: float
     recall: float
@@ -123,6 +123,8 @@ def configuration(workspace: Workspace) -> dict[str, Any]:
             "seeds": True,
             "ablations": True,
             "log_every": True,
+            "extractor": True,  # the identity tells it
+            "published": True,
             "evaluation": {"batch"},
             "teacher": {"checkpoint_every"},
             "methods": {"__all__": {"checkpoint_every", "repeats"}},

@@ -17,16 +17,16 @@ def regressions(judgements: Sequence[Judgement]) -> list[Judgement]:
 
 
 def scores(rows: Sequence[MeasuredRow]) -> dict[str, float]:
-    """Means over seeds, of FID the geometric one."""
-    values = [row.model_dump(by_alias=True) for row in rows]
-    means = {name: float(np.mean([value[name] for value in values])) for name in SHOWN}
+    """Means over seeds, of FID the geometric one; extractors without logits have no Inception score."""
+    values = [row.model_dump(by_alias=True, exclude_none=True) for row in rows]
+    means = {name: float(np.mean([value[name] for value in values])) for name in SHOWN if name in values[0]}
     return means | {"fid": float(np.exp(np.mean([np.log(row.fid) for row in rows])))}
 
 
 def describe(judgement: Judgement) -> str:
     """The change of a row's FID against its limit, and of its other scores, in one line."""
     before, after = scores(judgement.reference), scores(judgement.run)
-    others = ", ".join(f"{name} {before[key]:.3g} -> {after[key]:.3g}" for key, name in SHOWN.items() if key != "fid")
+    others = ", ".join(f"{SHOWN[key]} {before[key]:.3g} -> {after[key]:.3g}" for key in before if key != "fid")
     return (
         f"FID {before['fid']:.4g} -> {after['fid']:.4g}, {_percent(judgement.shift)} "
         f"(limit {_percent(judgement.limit)}{_paired(judgement)}); {others}"

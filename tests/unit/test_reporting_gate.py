@@ -159,6 +159,16 @@ def test_verbose_and_json_have_every_row(tmp_path: Path, reference: Path, capsys
     assert student["run"]["recall"] == 0.8
 
 
+def test_an_extractor_without_logits_has_no_inception_score(tmp_path: Path) -> None:
+    runs = [write_run(open_run(tmp_path / name, seeds)) for name, seeds in (("reference-run", SEEDS), ("run", [10]))]
+    for path in tmp_path.rglob("metrics-*.json"):
+        edit(path, lambda record: record["row"].update({"is": None}))
+    accept.run(runs[0], "first", tmp_path / "reference")
+    found = judgements(tmp_path / "reference", runs[1])[STUDENT_ROW]
+    assert "KID" in gate_output.describe(found)
+    assert "IS" not in gate_output.describe(found)
+
+
 def junit(tmp_path: Path, reference: Path, shift: float) -> ET.Element:
     workspace = write_run(open_run(tmp_path / "run", [10]), shift)
     return ET.fromstring(gate_output.junit(compare(load_reference(reference), reference, workspace), "mine"))
