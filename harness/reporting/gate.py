@@ -81,11 +81,8 @@ class GateReference(StrictModel):
     rows: list[MeasuredRow]
 
 
-def load_reference(folder: Path) -> GateReference:
-    """Read `reference.json` of a folder.
-
-    Raises UserError where it is missing, damaged, repeats a row, or has too few seeds of one.
-    """
+def read_reference(folder: Path) -> GateReference:
+    """Read `reference.json` of a folder. Raises UserError where it is missing or damaged."""
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +91,12 @@ def load_reference(folder: Path) -> GateReference:
         raise UserError(f"{path}: {why}") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); restore it from a copy, or delete it and accept anew") from None
-    reference = validate(GateReference, content, str(path))
+    return validate(GateReference, content, str(path))
+
+
+def load_reference(folder: Path) -> GateReference:
+    """A reference to compare with. Raises UserError as `read_reference`, and for a repeated row or too few seeds."""
+    path, reference = folder / FILE, read_reference(folder)
     for rows in grouped(reference.rows).values():
         seeds = [row.seed for row in rows]
         if len(set(seeds)) < len(seeds):

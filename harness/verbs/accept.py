@@ -16,8 +16,8 @@ from harness.reporting.gate import (
     GateReference,
     complete_records,
     configuration,
-    load_reference,
     measured_rows,
+    read_reference,
 )
 from harness.reporting.records import Record
 from harness.workspace import REFERENCES, Workspace
@@ -39,7 +39,7 @@ def run(workspace: Workspace, reason: str, out: Path | None) -> None:
             f"profile {workspace.profile.name!r}: seeds holds {len(seeds)}, fewer than {MIN_SEEDS}; add some"
         )
     folder = out or REFERENCES / workspace.profile.name
-    history = load_reference(folder).history if (folder / FILE).exists() else []
+    history = read_reference(folder).history if (folder / FILE).exists() else []
     records = complete_records(workspace)
     accepted: dict[str, Any] = {"reason": reason.strip(), "date": datetime.now(UTC).date().isoformat(), "seeds": seeds}
     reference = GateReference(
