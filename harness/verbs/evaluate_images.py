@@ -17,7 +17,7 @@ from harness.metrics.reference import Identity, Reference, extractor_identity, s
 from harness.metrics.sources import ImageSource, open_images
 from harness.metrics.statistics import Moments
 from harness.provenance import run_record
-from harness.reporting.naming import sample_count
+from harness.reporting.naming import frechet, sample_count
 from harness.validation import validate
 
 CLIP = "harness.metrics.clip"
@@ -113,9 +113,8 @@ def _read_captions(path: Path, source: ImageSource) -> list[str]:
 def _table(row: dict[str, Any], extractor: Extractor) -> str:
     """The measured scores, one a line, each with the number of images in its name."""
     n, count = row["n_samples"], sample_count(row["n_samples"])
-    frechet = "FID" if extractor.name.startswith("inception-v3") else "FD"
     columns = {
-        f"{frechet}-{count}": ("fid", "", 1),
+        f"{frechet(extractor.name)}-{count}": ("fid", "", 1),
         f"IS-{count}": ("is", "is_std", 1),
         f"KID-{count} x 1000": ("kid", "kid_std", 1e3),
         f"Precision-{count}": ("precision", "", 1),

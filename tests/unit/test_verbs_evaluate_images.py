@@ -74,7 +74,7 @@ def test_record_and_table_name_what_was_measured(capsys, digits):
     assert row["cmmd"] is row["clip_score"] is None
     assert record["provenance"]["evaluation"]["versions"]["pillow"]
     table, _ = evaluated(capsys, digits / "samples", digits / "real", as_json=False)
-    assert f"FD-179             {row['fid']:10.4f}\n" in table
+    assert f"FID-179            {row['fid']:10.4f}\n" in table
     assert f"KID-179 x 1000     {1e3 * row['kid']:10.4f} ± {1e3 * row['kid_std']:.4f}" in table
     assert f"identity {row['identity']}" in table
     assert "CMMD" not in table
