@@ -317,6 +317,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path, reference: Path) -> None:
     ("change", "message"),
     [
         (lambda c: keep(c, lambda r: r["seed"] != 4), "has 4 seeds, fewer than 5; accept a run of more seeds"),
+        (lambda c: c["rows"][0].update(seed=9), "torch teacher ancestral-k4 has other seeds than the first row"),
         (lambda c: c["rows"].append(c["rows"][0]), "torch teacher ancestral-k1 has a seed twice; accept a reference"),
         (lambda c: c["rows"][2].update(fid=-1.0), "rows.2.fid is -1.0, but should be greater than 0"),
         (lambda c: c["rows"][2].update(fdi=1.0), "unknown key rows.2.fdi; did you mean 'fid'?"),
@@ -349,6 +350,28 @@ def test_runs_that_are_no_reference(tmp_path: Path, reference: Path, stages: Any
     with pytest.raises(UserError, match=re.escape(message)):
         accept.run(workspace, "because", reference)
     assert (reference / FILE).read_bytes() == before
+
+
+def test_a_run_of_unknown_origin_is_no_reference(tmp_path: Path, reference: Path) -> None:
+    workspace = write_run(open_run(tmp_path / "run", SEEDS))
+    path = next(iter(workspace.root.rglob("metrics-*.json")))
+    for change, message in [
+        (lambda record: record["provenance"]["training"].pop("cpu"), "training has no cpu, so what ran it is unknown"),
+        (lambda record: record["provenance"].pop("training"), "training has no git_dirty, so what ran it is unknown"),
+    ]:
+        edit(path, change)
+        with pytest.raises(UserError, match=re.escape(f"{path}: {message}; run the profile again")):
+            accept.run(workspace, "because", reference)
+
+
+def test_a_check_that_is_refused_leaves_no_earlier_verdict(tmp_path: Path, reference: Path) -> None:
+    workspace, junit_file = write_run(open_run(tmp_path / "run", [10])), tmp_path / "check.xml"
+    check.run(workspace, reference, junit_file, as_json=False, verbose=False)
+    assert junit_file.exists()
+    (reference / FILE).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        check.run(workspace, reference, junit_file, as_json=False, verbose=False)
+    assert not junit_file.exists()
 
 
 def test_a_reference_needs_a_reason_and_seeds_and_a_whole_run(tmp_path: Path, reference: Path) -> None:
