@@ -66,6 +66,14 @@ def _set_threads(threads: int) -> None:
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
 
 
+def _refuse(context: typer.Context, names: tuple[str, ...], mode: str) -> None:
+    """Raise UserError for the first of these options that stands on the command line: `mode` would not heed it."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{context.command.name}: {parameter.opts[0]} has no effect {mode}; leave it out")
+
+
 @app.command()
 def data(profile: Profile = "digits", results: Results = None) -> None:
     """Write the images that everything else reads. Example: fewstep data --profile digits"""
@@ -74,6 +82,7 @@ def data(profile: Profile = "digits", results: Results = None) -> None:
 
 @app.command()
 def extractor(
+    context: typer.Context,
     profile: Profile = "digits",
     results: Results = None,
     retrain: Annotated[Path | None, typer.Option(help="train new weights into this file")] = None,
@@ -81,6 +90,7 @@ def extractor(
 ) -> None:
     """Validate the feature extractor, or retrain it. Example: fewstep extractor --retrain new.safetensors"""
     if download is not None:
+        _refuse(context, ("profile", "results", "retrain"), "with --download")
         importlib.import_module("harness.verbs.extractor").download(download)
     else:
         _run("extractor", profile, results, retrain=retrain)
@@ -157,6 +167,7 @@ def sample(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     backend: Annotated[BackendName | None, typer.Option(help="the framework of a run")] = None,
     method: MethodOption = "teacher",
     student: Student = "teacher",
@@ -164,7 +175,9 @@ def evaluate(
     profile: Profile = "digits",
     seed: Seed = 0,
     results: Results = None,
-    threads: Threads = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads [default: 1; with --images what the environment says]")
+    ] = None,
     during: Annotated[bool, typer.Option("--during", help="the states kept during training; report the best")] = False,
     images: Annotated[Path | None, typer.Option(help="images of your own: a folder, or an .npz file")] = None,
     reference: Annotated[Path | None, typer.Option(help="real images alike, or a saved reference (.npz)")] = None,
@@ -184,14 +197,18 @@ def evaluate(
     if (backend is None) == (images is None):
         raise UserError("evaluate: name either a run (--backend, ...) or images of your own (--images, ...)")
     if images is not None:
-        _set_threads(threads)
+        _refuse(context, ("during", "method", "student", "variant", "profile", "seed", "results"), "with --images")
+        if threads is not None:
+            _set_threads(threads)
         importlib.import_module("harness.verbs.evaluate_images").run(
             images, reference, {"name": extractor, "weights": weights, "sha256": sha256}, captions, out, as_json
         )
         return
     assert backend is not None
+    of_images = ("reference", "extractor", "weights", "sha256", "captions", "out", "as_json")
+    _refuse(context, of_images, "without --images")
     _run(
-        "during" if during else "evaluate", profile, results, threads,
+        "during" if during else "evaluate", profile, results, threads or 1,
         backend=backend.value, method=method, variant=variant, student=student, seed=seed,
     )  # fmt: skip
 

@@ -27,10 +27,20 @@ def located(path: str) -> Path:
     return found
 
 
+def require_8_bits(mode: str, name: str) -> None:
+    """Raise UserError for a Pillow mode of 16 or 32 bits, whose values Pillow would clip at 255."""
+    if mode.startswith(("I", "F")):
+        raise UserError(f"{name}: more than 8 bits a channel (Pillow's mode {mode}); save it in 8 bits")
+
+
 def read_image(file: Path | IO[bytes], name: str, mode: str = "RGB") -> Image.Image:
-    """An image, decoded, in one of Pillow's modes. Raises UserError, naming `name`, where the file is no image."""
+    """An image, decoded, in one of Pillow's modes.
+
+    Raises UserError, naming `name`, where the file is no image, or has more than 8 bits a channel.
+    """
     try:
         with Image.open(file) as opened:
+            require_8_bits(opened.mode, name)
             return opened.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: cannot be read as an image ({error}); replace it or remove it") from None

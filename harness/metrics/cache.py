@@ -4,20 +4,23 @@ import hashlib
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from harness.datasets.archive import load_arrays, save_arrays
 from harness.errors import UserError
-from harness.metrics.extractors import Extractor, Features
+from harness.metrics.config import ExtractorConfig
+from harness.metrics.extractors import Extractor, Features, module_of
+from harness.provenance import source_hash
 
 
 class FeatureCache:
     """A folder of features, one file for each batch of images; created when needed, it may be deleted at any time.
 
-    A file's name is the hash of the batch's pixels and of the extractor's identity, so that no entry is ever wrong or
-    out of date, and an extraction that was interrupted goes on where it stopped. Nothing is removed.
+    A file's name is the hash of the batch's pixels and of the extractor's identity and code, so that no entry is ever
+    wrong or out of date, and an extraction that was interrupted goes on where it stopped. Nothing is removed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,10 +50,17 @@ class FeatureCache:
 
     def path(self, images: np.ndarray, extractor: Extractor) -> Path:
         """Where the features of a batch are kept."""
-        identity = [extractor.name, extractor.weights_hash, extractor.resize, str(images.dtype), images.shape]
+        seen_by = [extractor.name, extractor.weights_hash, extractor.resize, code_of(extractor.name)]
+        identity = [*seen_by, str(images.dtype), images.shape]
         sha = hashlib.sha256(json.dumps(identity).encode())
         sha.update(np.ascontiguousarray(images).data)
         return self.folder / f"{sha.hexdigest()}.npz"
+
+
+@cache
+def code_of(name: str) -> str:
+    """12 hexadecimal digits that identify the code of the extractor `name`."""
+    return source_hash(module_of(ExtractorConfig(name=name)))
 
 
 def user_cache() -> FeatureCache:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from cleanfid import downloads_helper, inception_pytorch
 from cleanfid.resize import build_resizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.metrics.extractors import Extractor
 from harness.metrics.pretrained import PRETRAINED, Weights
@@ -42,7 +42,8 @@ def load(name: str, weights: Weights) -> Extractor:
     with warnings.catch_warnings():  # of the process: clean-fid silences them for good
         resize = build_resizer(mode)
     with constructing(weights):
-        network = _pytorch(weights) if mode == "legacy_pytorch" else _torchscript(weights, mode == "clean")
+        module, network = _pytorch(weights) if mode == "legacy_pytorch" else _torchscript(weights, mode == "clean")
+    module.to(device())
 
     def forward(images: np.ndarray) -> tuple[np.ndarray, None]:
         with exact_inference():
@@ -60,23 +61,23 @@ def download(name: str, folder: Path) -> Path:
     return Path(downloads_helper.check_download_inception(fpath=str(folder)))
 
 
-def _torchscript(weights: Weights, resized_outside: bool) -> Callable[[Tensor], Tensor]:
-    script = read_script(weights).to(device())
+def _torchscript(weights: Weights, resized_outside: bool) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    script = read_script(weights)
     layers = script.layers
 
     def network(images: Tensor) -> Tensor:
         features = layers((images - 128) / 128) if resized_outside else script(images, return_features=True)
         return features.view(len(images), 2048)
 
-    return network
+    return script, network
 
 
-def _pytorch(weights: Weights) -> Callable[[Tensor], Tensor]:
+def _pytorch(weights: Weights) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     state, original = read_state(weights), inception_pytorch.load_state_dict_from_url
     # the only way into clean-fid's network leads through the function that downloads its weights
     inception_pytorch.load_state_dict_from_url = lambda url, progress: state
     try:
-        module = inception_pytorch.InceptionV3(resize_input=False).to(device()).eval()
+        module = inception_pytorch.InceptionV3(resize_input=False).eval()
     finally:
         inception_pytorch.load_state_dict_from_url = original
-    return lambda images: module(images / 255)[0].flatten(1)
+    return module, lambda images: module(images / 255)[0].flatten(1)

@@ -4,7 +4,6 @@ Images pass through CLIP's own pre-processing: bicubic resize of the shorter sid
 deviation. Features are the projected embeddings, not normalised. Weights: OpenAI's archives, MIT.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from harness.errors import UserError
 from harness.metrics.extractors import Extractor
 from harness.metrics.pretrained import PRETRAINED, Weights
+from harness.metrics.statistics import blocks
 from harness.metrics.torch_networks import GREY, constructing, device, exact_inference, read_script, rgb, to_numpy
 
 CMMD_SIGMA = 10.0
@@ -44,7 +44,8 @@ def load(name: str, weights: Weights) -> ClipExtractor:
     """Build the extractor from OpenAI's TorchScript archive; no logits. Raises UserError for another format."""
     with constructing(weights):
         state = read_script(weights).state_dict()
-        network = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float().to(device()).eval()
+        network = build_model_from_openai_state_dict(state, cast_dtype=torch.float32).float().eval()
+    network.to(device())
     size = network.visual.image_size[0]
     preprocess = image_transform_v2(PreprocessCfg(size=size), is_train=False)
     tokenise = open_clip.SimpleTokenizer(context_length=network.context_length)
@@ -78,7 +79,7 @@ def cmmd(generated: np.ndarray, reference: np.ndarray) -> float:
     """
     if not len(generated) or not len(reference):
         raise UserError("CMMD: needs images on both sides")
-    x, y = _normalised(generated), _normalised(reference)
+    x, y = generated, reference
     return CMMD_SCALE * (_mean_kernel(x, x) + _mean_kernel(y, y) - 2 * _mean_kernel(x, y))
 
 
@@ -94,37 +95,16 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
     return float(CLIP_SCORE_SCALE * (_normalised(image_features) * _normalised(text_features)).sum(axis=1).mean())
 
 
-def read_captions(path: Path, names: Sequence[str]) -> list[str]:
-    """The captions of the images `names`: of a JSON object by name, of any other file one a line, in their order.
-
-    Raises UserError where the file cannot be read, or lacks a caption or has too many.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        captions = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: the captions cannot be read ({error.strerror}); correct the path") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not UTF-8 text, or not JSON ({error})") from None
-    if path.suffix != ".json":
-        if len(captions) != len(names):
-            raise UserError(f"{path}: {len(captions)} lines for {len(names)} images; give one caption a line")
-        return list(captions)
-    if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
-        raise UserError(f"{path}: must be a JSON object from image names to captions")
-    if missing := [name for name in names if name not in captions]:
-        raise UserError(f"{path}: no caption for the image {missing[0]!r}; add it")
-    return [captions[name] for name in names]
-
-
 def _normalised(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _mean_kernel(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean of k - 1 over all pairs: the ones cancel in the distance, and their digits with them."""
+    """Mean of k - 1 over all pairs of normalised rows: the ones cancel in the distance, and their digits with them."""
     total = 0.0
-    for start in range(0, len(x), 1000):  # of unit vectors: |a - b|^2 = 2 - 2 a.b
-        total += float(np.expm1((x[start : start + 1000] @ y.T - 1) / CMMD_SIGMA**2).sum())
+    for rows in blocks(len(x)):
+        one = _normalised(x[rows])
+        for columns in blocks(len(y)):  # of unit vectors: |a - b|^2 = 2 - 2 a.b
+            total += float(np.expm1((one @ _normalised(y[columns]).T - 1) / CMMD_SIGMA**2).sum())
     return total / (len(x) * len(y))

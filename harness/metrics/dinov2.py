@@ -31,7 +31,8 @@ def load(name: str, weights: Weights) -> Extractor:
     The size of the network is read off the weights, so that their hash says everything.
     """
     with constructing(weights):
-        network: Any = _network(weights).to(device()).eval()
+        network: Any = _network(weights).eval()
+    network.to(device())
     resize = make_resizer("PIL", False, "bicubic", (SIZE, SIZE))
 
     def forward(images: np.ndarray) -> tuple[np.ndarray, None]:

@@ -76,14 +76,11 @@ def load_extractor(config: ExtractorConfig | str) -> Extractor:
     """
     config = ExtractorConfig(name=config) if isinstance(config, str) else config
     module = module_of(config)
-    try:
+    with pretrained.libraries_for(f"the extractor {config.name!r}"):
         if config.name in EXTRACTORS:
             extractor: Extractor = import_module(module).load()
         else:
             extractor = import_module(module).load(config.name, pretrained.read(config))
-    except ModuleNotFoundError as error:
-        remedy = "pip install 'fewstep[metrics]'"
-        raise UserError(f"the extractor {config.name!r} needs {error.name}, which is not installed; {remedy}") from None
     return extractor
 
 

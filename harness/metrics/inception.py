@@ -21,11 +21,12 @@ def load(name: str, weights: Weights) -> Extractor:
     """Build the extractor: 2048 features and 1008 logits. Raises UserError for a file of another format."""
     with constructing(weights):
         read_state(weights)  # the library would unpickle anything
-        network = inceptionv3.FeatureExtractorInceptionV3(name, LAYERS, io.BytesIO(weights.content)).to(device())
+        network = inceptionv3.FeatureExtractorInceptionV3(name, LAYERS, io.BytesIO(weights.content))
+    network.to(device())
 
     def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with exact_inference():
-            features, logits = network(torch.from_numpy(rgb(images)).to(device()))
+            features, logits = network(torch.tensor(rgb(images), device=device()))
             return to_numpy(features), to_numpy(logits)
 
     return Extractor(name, weights.sha256, f"tf1-bilinear-299, {GREY}", 2048, None, forward, batch=32)

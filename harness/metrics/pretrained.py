@@ -6,7 +6,8 @@ Nothing is downloaded unless `download` is called, and nothing is parsed before 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,16 @@ from harness.errors import UserError
 from harness.metrics.config import ExtractorConfig
 
 DINOV2_REVISION = "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
+
+
+@contextmanager
+def libraries_for(purpose: str) -> Iterator[None]:
+    """Raises UserError, saying how to install it, where a library that `purpose` needs is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'fewstep[metrics]'"
+        raise UserError(f"{purpose} needs {error.name}, which is not installed; {remedy}") from None
 
 
 def torch_cache() -> Path:
@@ -130,10 +141,12 @@ def read(config: ExtractorConfig) -> Weights:
     return Weights(path, content, found)
 
 
+@libraries_for("extractor --download")
 def download(name: str) -> Path:
     """Fetch published weights into the user's cache by their library's own means; keeps what is there already.
 
-    Raises UserError where `name` has no published weights, they cannot be fetched, or are not the published ones.
+    Raises UserError where `name` has no published weights, they cannot be fetched, or are not the published ones, and
+    where their library is not installed.
     """
     if name not in PRETRAINED:
         raise UserError(f"the extractor {name!r} has no weights to download; those that have: {', '.join(PRETRAINED)}")

@@ -69,13 +69,13 @@ def build_reference(image_set: ImageSet, extractor: Extractor, cache: FeatureCac
 
 
 def source_reference(source: ImageSource, extractor: Extractor, cache: FeatureCache | None = None) -> Reference:
-    """Extract the features of the user's own images, which are measured as they are: they come in 8 bits.
+    """Extract the features of the user's own images.
 
     Their identity names no file, so that equal images have it wherever they lie.
     """
     features = gather(source.batches(extractor.batch), len(source), extractor, cache).features
     identity: Identity = {"data": "images", "data_digest": source.digest, "n_images": len(source)}
-    return Reference(features, identity | extractor_identity(extractor) | {"quantiser": "none, 8 bits as given"})
+    return Reference(features, identity | extractor_identity(extractor) | {"quantiser": source.quantiser})
 
 
 def cached_reference(

@@ -1,6 +1,7 @@
 """Images to be measured, read batch by batch: from a folder of image files, an npz file, or an array."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,9 @@ import numpy as np
 
 from harness.datasets.archive import array_headers, read_batches
 from harness.errors import UserError
-from harness.metrics.images import require_uint8, to_uint8
+from harness.metrics.images import QUANTISER, require_uint8, to_uint8
+
+AS_GIVEN = "none, 8 bits as given"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,13 +21,14 @@ class ImageSource:
     """8-bit images of one size, in a fixed order, in constant memory.
 
     where: the file or folder; shape: (c, h, w), c being 1 or 3; names: of each image, by which captions are found;
-    batches: how many -> uint8 arrays (n, c, h, w), in order.
+    batches: how many -> uint8 arrays (n, c, h, w), in order; quantiser: by which they became 8-bit images.
     """
 
     where: str
     shape: tuple[int, int, int]
     names: Sequence[str]
     batches: Callable[[int], Iterator[np.ndarray]]
+    quantiser: str = AS_GIVEN
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,11 +64,11 @@ def from_folder(folder: Path) -> ImageSource:
     """All image files below a folder, by name: RGB, or grey (c = 1) where every one of them is grey.
 
     The headers of all files are read at once. Raises UserError where there are none, for a file that is no image, now
-    or when it is decoded, and for images of several sizes.
+    or when it is decoded, for more than 8 bits a channel, and for images of several sizes.
     """
     from PIL import Image
 
-    from harness.datasets.files import read_image
+    from harness.datasets.files import read_image, require_8_bits
     from harness.datasets.folder import SUFFIXES, is_image
 
     found = (file for file in folder.rglob("*") if is_image(file))
@@ -76,6 +80,7 @@ def from_folder(folder: Path) -> ImageSource:
         try:
             with Image.open(file) as image:
                 sizes.append(image.size)
+                require_8_bits(image.mode, str(file))
                 modes.add(image.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{file}: cannot be read as an image ({error}); replace it or remove it") from None
@@ -100,7 +105,7 @@ def from_npz(path: Path) -> ImageSource:
     """The array `images` (n, c, h, w), uint8 or floating point in [-1, 1], as this project writes them, or `arr_0`.
 
     `arr_0` is uint8 (n, h, w, c), as guided-diffusion's reference batches have it. Raises UserError where the file has
-    neither, is damaged (now or when it is read to its end), or has images of another kind.
+    neither, is damaged (now or when it is read to its end), or has images of another kind or range.
     """
     headers = array_headers(path)
     name = "images" if "images" in headers else "arr_0"
@@ -112,11 +117,38 @@ def from_npz(path: Path) -> ImageSource:
     if len(shape) != 4 or not shape[0] or shape[3 if channels_last else 1] not in (1, 3) or dtype not in kinds:
         wanted = "uint8 (n, h, w, 1 or 3)" if channels_last else "uint8 or floating point (n, 1 or 3, h, w)"
         raise UserError(f"{path}: {name} must be {wanted}, not {dtype} {shape}; save it anew")
+    quantised = dtype != np.uint8
+    if quantised and not any((rows < 0).any() for rows in read_batches(path, name, 100)):
+        raise UserError(f"{path}: {name} has no negative value; floating point is [-1, 1] here, map it or save uint8")
 
     def batches(size: int) -> Iterator[np.ndarray]:
         for rows in read_batches(path, name, size):
             images = rows.transpose(0, 3, 1, 2) if channels_last else rows
-            yield images if dtype == np.uint8 else to_uint8(images)
+            yield to_uint8(images) if quantised else images
 
     one = (shape[3], *shape[1:3]) if channels_last else shape[1:]
-    return ImageSource(str(path), one, [str(row) for row in range(shape[0])], batches)
+    names = [str(row) for row in range(shape[0])]
+    return ImageSource(str(path), one, names, batches, QUANTISER if quantised else AS_GIVEN)
+
+
+def read_captions(path: Path, names: Sequence[str]) -> list[str]:
+    """The captions of the images `names`: of a JSON object by name, of any other file one a line, in their order.
+
+    Raises UserError where the file cannot be read, or lacks a caption or has too many.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        captions = json.loads(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: the captions cannot be read ({error.strerror}); correct the path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not UTF-8 text, or not JSON ({error})") from None
+    if path.suffix != ".json":
+        if len(captions) != len(names):
+            raise UserError(f"{path}: {len(captions)} lines for {len(names)} images; give one caption a line")
+        return list(captions)
+    if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
+        raise UserError(f"{path}: must be a JSON object from image names to captions")
+    if missing := [name for name in names if name not in captions]:
+        raise UserError(f"{path}: no caption for the image {missing[0]!r}; add it")
+    return [captions[name] for name in names]

@@ -73,7 +73,8 @@ NOTE = (
     f"Intervals are {CONFIDENCE:.0%} t-intervals over training seeds, of the logarithm where the statistic is a ratio: "
     "Welch's between two methods, one-sample against a teacher; C6's are over splits of the images. Images are never "
     "resampled. With fewer than three seeds a comparison of methods at 8 steps stays undecided. Claims are not "
-    "corrected for their number. Reporting convention: final."
+    "corrected for their number, nor methods paired by seed; the table of comparisons pairs them and applies Holm's "
+    "correction, so that verdicts there are stricter. Reporting convention: final."
 )
 
 

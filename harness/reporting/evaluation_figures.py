@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from harness.reporting.records import ALIKE, Record, count, frame, is_ablation
+from harness.reporting.records import ALIKE, Record, frame, is_ablation, sample_count
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, save
 
 
@@ -44,7 +44,7 @@ def fid_against_n_figure(records: Sequence[Record], folder: Path) -> dict[str, F
         shown = sorted(sizes)
         ax.xaxis.set_major_locator(FixedLocator([0, *(1 / size for size in shown)]))
         ax.xaxis.set_minor_locator(NullLocator())
-        names = {0.0: "∞", **{1 / size: count(size) for size in shown}}
+        names = {0.0: "∞", **{1 / size: sample_count(size) for size in shown}}
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _, names=names: names.get(value, "")))
         ax.set_ylabel("FID over FID-inf")
         ax.set_xlabel("images, on an axis of 1/n")
@@ -78,7 +78,7 @@ def selection_figure(records: Sequence[Record], folder: Path) -> dict[str, Figur
         ax.plot(row["best_update"], row["fid_fresh"], "x", color=REFERENCE, label="the same weights, fresh noise")
         ax.set_title(f"{row['label']}\nk = {row['steps']}, {row['backend']}, seed {row['seed']}", fontsize=9)
         ax.set_xlabel("updates")
-        ax.set_ylabel(f"FID-{count(row['n_samples'])}")
+        ax.set_ylabel(f"FID-{sample_count(row['n_samples'])}")
         log_axis(ax)
         ax.legend()
     canvas.tight_layout()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from harness.reporting.claims_evidence import MIN_SEEDS
 from harness.reporting.intervals import CONFIDENCE, t_interval
 from harness.reporting.published import METRICS, PublishedRow, PublishedTable, load_tables, tables_for
 from harness.reporting.records import DASH, FIRST_METHODS, SETTING, Record, frame, load_records, sample_count
+from harness.reporting.statistics import ONE_TEACHER
 from harness.reporting.tables import Block, Cell, latex, markdown, templates
 
 DAGGER = "\N{DAGGER}"
@@ -35,7 +37,7 @@ CONVENTIONAL = (
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One setting's mean over training seeds, and the ends of its interval (None with too few seeds)."""
+    """One setting's geometric mean over training seeds, and the ends of its interval (None with too few seeds)."""
 
     backend: str
     value: float
@@ -128,10 +130,10 @@ def _reproductions(measured: pd.DataFrame, row: PublishedRow, metric: str) -> li
         rows = rows[rows["sampler"] == "ancestral"]
     found = []
     for _, seeds in rows.groupby(SETTING, dropna=False, sort=False):
-        values = seeds[metric].to_numpy(float)
-        low, high = np.exp(t_interval(np.log(values))).tolist() if len(values) >= MIN_SEEDS else (None, None)
+        logs = np.log(seeds[metric].to_numpy(float))
+        low, high = np.exp(t_interval(logs)).tolist() if len(logs) >= MIN_SEEDS else (None, None)
         said = {name: seeds[name].iloc[0] for name in ("backend", "n_samples", "convention", "identity")}
-        found.append(Reproduction(value=float(values.mean()), low=low, high=high, seeds=len(values), **said))
+        found.append(Reproduction(value=float(np.exp(logs.mean())), low=low, high=high, seeds=len(logs), **said))
     return found
 
 
@@ -222,18 +224,28 @@ def _mark(row: PublishedRow) -> str:
 def _compared_caption(items: Sequence[Comparison], title: str, records: Sequence[Record]) -> str:
     identities = {record.row.identity: record.identity for record in records}
     measured = ", ".join(
-        f"{identity[:12]} (" + ", ".join(f"{key} {tree[key]}" for key in ("extractor", "resize") if key in tree) + ")"
-        for identity, tree in identities.items()
+        f"{identity[:12]} (" + ", ".join(_measured_with(tree)) + ")" for identity, tree in identities.items()
     )
     legend = LEGEND if any(item.row.verified == "no" for item in items) else ""
     return (
         f"{title}, published beside reproduced. Published: "
         f"{CONVENTIONAL.format(n=items[0].published_n_samples)}. Reproduced: profile {records[0].row.profile}, "
-        f"{records[0].row.n_samples:,} samples a row; identity {measured}; mean over training seeds, with a t-interval "
-        f"over them of the logarithm where there are {MIN_SEEDS} or more. Difference: reproduced minus published. In "
-        f"interval: whether the published value, as printed, lies in it. Conventions: of the published value / of the "
-        f"reproduced one; where they differ, so does what is compared. {legend}{DASH}: nothing was reproduced."
+        f"{records[0].row.n_samples:,} samples a row; identity {measured}; geometric mean over training seeds, "
+        f"with a t-interval over them of the logarithm where there are {MIN_SEEDS} or more. {ONE_TEACHER}Reference of "
+        f"the reproduced values: as said; of the published ones, by convention, the whole training set. A published "
+        f"value without a guidance weight is compared with what was sampled without guidance. Difference: reproduced "
+        f"minus published. In interval: whether the published value, as printed, lies in it. Conventions: of the "
+        f"published value / of the reproduced one; where they differ, so does what is compared. "
+        f"{legend}{DASH}: nothing was reproduced."
     )
+
+
+def _measured_with(identity: dict[str, Any]) -> list[str]:
+    """Extractor, resize and reference images of an identity, where it names them."""
+    said = [f"{key} {identity[key]}" for key in ("extractor", "resize") if key in identity]
+    if "n_images" in identity:
+        said.append(f"reference: {identity['n_images']:,} images of {identity['data']}")
+    return said
 
 
 def _alone(rows: Sequence[PublishedRow], table: PublishedTable, title: str, note: str) -> Block:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.files import write_atomic
 from harness.reporting.records import SETTING, Record, frame
-from harness.reporting.statistics import View, number, view
+from harness.reporting.statistics import View, fid_name, number, view
 
 SELECTION = [*SETTING, "seed", "evaluations", "best_update", "updates", "fid_best", "fid_last", "fid_fresh"]
 SELECTION += ["best_over_last", "best_over_fresh"]
@@ -35,7 +35,8 @@ def selection(records: Sequence[Record]) -> pd.DataFrame:
 
 def selection_view(table: pd.DataFrame) -> View:
     """The same as a reader sees it."""
-    header = ["Seed", "Best at update", "FID, best", "FID, last", "FID, fresh", "best / last", "best / fresh"]
+    fids = [f"{fid_name(table)}, {which}" for which in ("best", "last", "fresh")]
+    header = ["Seed", "Best at update", *fids, "best / last", "best / fresh"]
     rows = [
         [str(row["seed"]), f"{row['best_update']:,} of {row['updates']:,}"]
         + [number(row[name], 4) for name in ("fid_best", "fid_last", "fid_fresh", "best_over_last", "best_over_fresh")]

@@ -16,7 +16,7 @@ from harness.files import write_atomic
 from harness.metrics.folds import FOLDS, jackknife_se
 from harness.reporting.claims_evidence import ALTERNATING
 from harness.reporting.intervals import CONFIDENCE, half_width, holm, t_interval, t_test
-from harness.reporting.records import ALIKE, DASH, SETTING, Record, frame, labels, method_name
+from harness.reporting.records import ALIKE, DASH, SETTING, Record, frame, labels, method_name, sample_count
 from harness.reporting.tables import escape_markdown
 
 SEEDS, SAMPLING = "training seeds", "sampling"
@@ -27,13 +27,14 @@ STATISTICS += ["best_seed", "best_seed_fid", "fid_infinity"]
 COMPARISONS = [*ALIKE, "convention", "backend", "steps", "method", "variant", "sampler", "reference", "seeds", "ratio"]
 COMPARISONS += ["ratio_low", "ratio_high", "interval", "p", "comparisons", "p_holm", "verdict"]
 
+ONE_TEACHER = "Where a profile repeats a student, its seeds share the first teacher: intervals omit its variation. "
 STATISTICS_NOTE = (
     f"FID: geometric mean over training seeds, with its {CONFIDENCE:.0%} t-interval on log FID over seeds, or, of a "
     f"single seed, over the images alone (grouped jackknife of {FOLDS} folds), which says nothing of other seeds. log "
     "sd: standard deviation of log FID over seeds, each with noise of its own; sampling: the part of it that is the "
     "images', estimated within a seed. Best seed: the "
     "lowest FID of all seeds, a reporting convention of its own that selection favours. FID-inf: extrapolated to "
-    "infinitely many generated images, linear in 1/n. Reporting convention of the other columns: "
+    f"infinitely many generated images, linear in 1/n. {ONE_TEACHER}Reporting convention of the other columns: "
 )
 COMPARISONS_NOTE = (
     "FID over that of the reference ({reference}) at as many steps on one backend, without guidance: same seeds, same "
@@ -41,7 +42,8 @@ COMPARISONS_NOTE = (
     f"Interval: {CONFIDENCE:.0%} t-interval of the paired differences of log FID over common training seeds; of one "
     f"common seed, of the paired jackknife over {FOLDS} folds of its images, which leaves the verdict on training "
     "undecided. Verdicts are by p-values that Holm's method corrects for the number of comparisons over seeds in this "
-    "table, here {tests}; so one may be undecided although its own interval does not hold 1. Reporting convention: "
+    "table, here {tests}; so one may be undecided although its own interval does not hold 1. "
+    f"{ONE_TEACHER}Reporting convention: "
 )
 
 
@@ -138,7 +140,8 @@ class View:
 
 def statistics_view(table: pd.DataFrame) -> View:
     """The statistics as a reader sees them."""
-    header = ["FID", f"{CONFIDENCE:.0%} interval", "over", "Seeds", "log sd", "Sampling", "Best seed", "FID-inf"]
+    header = [fid_name(table), f"{CONFIDENCE:.0%} interval", "over", "Seeds", "log sd", "Sampling", "Best seed"]
+    header += ["FID-inf"]
     rows = []
     for row in table.to_dict("records"):
         best = f"{row['best_seed_fid']:.4g}" if row["seeds"] > 1 else DASH
@@ -149,7 +152,7 @@ def statistics_view(table: pd.DataFrame) -> View:
 
 def comparisons_view(table: pd.DataFrame) -> View:
     """The comparisons as a reader sees them."""
-    header = ["FID ratio", f"{CONFIDENCE:.0%} interval", "over", "Seeds", "p", "p (Holm)", "Verdict"]
+    header = [f"{fid_name(table)} ratio", f"{CONFIDENCE:.0%} interval", "over", "Seeds", "p", "p (Holm)", "Verdict"]
     rows = []
     for row in table.to_dict("records"):
         rows.append([f"{row['ratio']:.3f}", _range(row, "ratio"), row["interval"] or DASH, str(row["seeds"])])
@@ -172,6 +175,12 @@ def view(table: pd.DataFrame, header: list[str], rows: list[list[str]], note: st
     conventions = ", ".join(dict.fromkeys(table["convention"])) or DASH
     shown = ["Method", "Backend", "k", "n"] + ["Identity"] * several + header
     return View(shown, [a + b for a, b in zip(lead, rows, strict=True)], f"{note}{conventions}.")
+
+
+def fid_name(table: pd.DataFrame) -> str:
+    """FID with the sample count of `table` in its name, if it has one; else the column n tells each row's."""
+    counts = table["n_samples"].unique()
+    return f"FID-{sample_count(int(counts[0]))}" if len(counts) == 1 else "FID"
 
 
 def number(value: float, digits: int) -> str:

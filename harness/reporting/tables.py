@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 
 from harness.files import write_atomic
+from harness.reporting.naming import frechet
 from harness.reporting.records import (
     ALIKE,
     COLUMNS,
@@ -42,12 +43,12 @@ class Metric:
 
 
 METRIC_COLUMNS = [
-    Metric("fid", "FID-{n} ↓", "min"),
+    Metric("fid", "{frechet}-{n} ↓", "min"),
     Metric("is", "IS-{n} ↑", "max"),
     Metric("kid", f"KID-{{n}} {TIMES}10³ ↓", "min", scale=1e3),
     Metric("precision", "Precision-{n} ↑", "max", decimals=3),
     Metric("recall", "Recall-{n} ↑", "max", decimals=3),
-    Metric("fid_heldout", "FID-{n} held-out ↓", "min"),
+    Metric("fid_heldout", "{frechet}-{n} held-out ↓", "min"),
     Metric("nn_distance", "NN distance", decimals=3),
 ]
 COST_COLUMNS = {"updates": "Updates", "train_passes": "Training passes", "peak_memory_mb": "Peak memory, MB"}
@@ -134,7 +135,8 @@ def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], *, several
             Cell(str(seeds) if backend != "-" else DASH)
             for seeds, backend in zip(rows["seeds"], rows["backend"], strict=True)
         ]
-    rendered |= {metric.header.format(n=sample_count(n)): _cells(rows, metric) for metric in columns}
+    name = {"n": sample_count(n), "frechet": frechet(identities[rows["identity"].iloc[0]].get("extractor", ""))}
+    rendered |= {metric.header.format(**name): _cells(rows, metric) for metric in columns}
     rendered |= {header: [Cell(count(value)) for value in rows[key]] for key, header in COST_COLUMNS.items()}
     lines = [list(line) for line in zip(*rendered.values(), strict=True)]
     groups = [[lines[i] for i in indices] for indices in rows.groupby("nfe", sort=True).indices.values()]

@@ -41,7 +41,7 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     cache = FeatureCache(workspace.features)
 
     def fid_of(images: np.ndarray) -> float:
-        return fid(stream_moments(in_batches(images, extractor), extractor, cache), train.moments)
+        return fid(stream_moments(in_batches(images, extractor), extractor), train.moments)
 
     for setting in workspace.settings(address):
         fids: dict[int, float] = {}

@@ -1,5 +1,6 @@
 """`fewstep evaluate --images`: score images of one's own, without a profile."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -13,17 +14,20 @@ from harness.metrics.config import ExtractorConfig
 from harness.metrics.evaluate import feature_scores, identity_digest, metric_identity, require_finite
 from harness.metrics.extraction import gather
 from harness.metrics.extractors import Extractor, load_extractor, module_of, require_available
+from harness.metrics.pretrained import libraries_for
 from harness.metrics.reference import Identity, Reference, extractor_identity, source_reference
-from harness.metrics.sources import ImageSource, open_images
+from harness.metrics.scores import IS_SPLITS
+from harness.metrics.sources import ImageSource, open_images, read_captions
 from harness.metrics.statistics import Moments
 from harness.provenance import run_record
-from harness.reporting.naming import sample_count
+from harness.reporting.naming import frechet, sample_count
 from harness.validation import validate
 
 CLIP = "harness.metrics.clip"
 LABEL_POLICY = "as given"
 
 
+@libraries_for("evaluate --images")
 def run(
     images: Path,
     reference: Path | None,
@@ -48,8 +52,13 @@ def run(
     require_available(config)
     source = open_images(images)
     real = None if reference is None else _open_reference(reference)
-    texts = None if captions is None else _read_captions(captions, source)
+    texts = None if captions is None else read_captions(captions, source.names)
+    if real is not None and len(source) < IS_SPLITS:
+        raise UserError(f"{images}: {len(source)} images; the scores need at least {IS_SPLITS}, draw more")
     network, cache = load_extractor(config), user_cache()
+    for given in (source, real):
+        if isinstance(given, ImageSource):
+            _require_shape(given, network)
     target = source_reference(real, network, cache) if isinstance(real, ImageSource) else real
     row, identity = score(source, target, texts, network, cache)
     row = {"images": str(images), "reference": None if reference is None else str(reference)} | row
@@ -78,6 +87,7 @@ def score(
     identity: Identity = extractor_identity(extractor) | {"n_samples": len(source)}
     if target is not None:
         identity, _ = metric_identity(extractor, target, len(source), LABEL_POLICY)
+    identity |= {"images_quantiser": source.quantiser}
     features = gather(source.batches(extractor.batch), len(source), extractor, cache)
     keys = ("fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "cmmd", "clip_score")
     scores: dict[str, float | None] = dict.fromkeys(keys)
@@ -92,7 +102,8 @@ def score(
             identity |= {"cmmd": clip.CMMD}
         if captions is not None:
             scores["clip_score"] = clip.clip_score(features.features, extractor.encode_text(captions))
-            identity |= {"clip_score": clip.CLIP_SCORE}
+            digest = hashlib.sha256(json.dumps(captions).encode()).hexdigest()[:12]
+            identity |= {"clip_score": clip.CLIP_SCORE, "captions_digest": digest}
     require_finite(scores, extractor)
     counts = {"n_samples": len(source), "n_reference": None if target is None else len(target.features)}
     return scores | counts | {"identity": identity_digest(identity)}, identity
@@ -104,18 +115,17 @@ def _open_reference(path: Path) -> ImageSource | Reference:
     return open_images(path)
 
 
-def _read_captions(path: Path, source: ImageSource) -> list[str]:
-    from harness.metrics.clip import read_captions
-
-    return read_captions(path, source.names)
+def _require_shape(source: ImageSource, extractor: Extractor) -> None:
+    if extractor.image_shape not in (None, source.shape):
+        wanted = f"the extractor {extractor.name!r} takes {extractor.image_shape}"
+        raise UserError(f"{source.where}: its images are {source.shape}, but {wanted}; name another extractor")
 
 
 def _table(row: dict[str, Any], extractor: Extractor) -> str:
     """The measured scores, one a line, each with the number of images in its name."""
     n, count = row["n_samples"], sample_count(row["n_samples"])
-    frechet = "FID" if extractor.name.startswith("inception-v3") else "FD"
     columns = {
-        f"{frechet}-{count}": ("fid", "", 1),
+        f"{frechet(extractor.name)}-{count}": ("fid", "", 1),
         f"IS-{count}": ("is", "is_std", 1),
         f"KID-{count} x 1000": ("kid", "kid_std", 1e3),
         f"Precision-{count}": ("precision", "", 1),

@@ -117,6 +117,35 @@ def test_wrong_usage_says_what_is_wrong_and_where_help_is(arguments: list[str], 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "evaluate --backend torch --captions c.txt",
+            "evaluate: --captions has no effect without --images; leave it out",
+        ),
+        ("evaluate --backend torch --json", "evaluate: --json has no effect without --images; leave it out"),
+        ("evaluate --images a --during", "evaluate: --during has no effect with --images; leave it out"),
+        ("evaluate --images a --seed 0", "evaluate: --seed has no effect with --images; leave it out"),
+        ("extractor --download X --retrain F", "extractor: --retrain has no effect with --download; leave it out"),
+    ],
+)
+def test_options_of_the_other_mode_are_refused(arguments: str, message: str) -> None:
+    result = CliRunner().invoke(cli.app, arguments.split())
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == message
+
+
+def test_own_images_leave_the_thread_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_: list[int] = []
+    monkeypatch.setattr(cli, "_set_threads", set_.append)
+    monkeypatch.setattr("harness.verbs.evaluate_images.run", lambda *_: None)
+    invoke("evaluate", "--images", "a")
+    assert set_ == []
+    invoke("evaluate", "--images", "a", "--threads", "3")
+    assert set_ == [3]
+
+
 def test_without_a_verb_the_help_is_shown() -> None:
     result = CliRunner().invoke(cli.app, [])
     assert "Commands:" in result.output

@@ -7,11 +7,12 @@ import pytest
 
 from harness.datasets import load_dataset
 from harness.errors import UserError
-from harness.metrics.cache import FeatureCache, user_cache
+from harness.metrics.cache import FeatureCache, code_of, user_cache
 from harness.metrics.evaluate import evaluate_images
 from harness.metrics.extraction import gather, in_batches
 from harness.metrics.extractors import load_extractor
 from harness.metrics.reference import build_reference
+from harness.provenance import source_hash
 
 
 class Counting:
@@ -67,10 +68,18 @@ def test_other_images_and_other_extractors_have_other_features(counting, images,
         counting.seen = 0
         counting.gather(changed, tmp_path)
         assert counting.seen == len(changed)
-    for change in ({"weights_hash": "0" * 64}, {"resize": "bicubic"}, {"name": "another"}):
+    for change in ({"weights_hash": "0" * 64}, {"resize": "bicubic"}, {"name": "shapes-cnn"}):
         counting.seen = 0
         counting.gather(images, tmp_path, **change)
         assert counting.seen == 50
+
+
+def test_an_edited_extractor_has_other_features(counting, images, tmp_path, monkeypatch):
+    counting.gather(images, tmp_path)
+    monkeypatch.setattr("harness.metrics.cache.code_of", lambda name: f"{name}, edited")
+    counting.gather(images, tmp_path)
+    assert counting.seen == 2 * len(images)
+    assert code_of("digits-cnn") == source_hash("harness.metrics.digits_cnn") != code_of("shapes-cnn")
 
 
 def test_equal_bytes_of_another_shape_are_other_images(counting, images, tmp_path):

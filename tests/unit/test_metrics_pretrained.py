@@ -92,6 +92,16 @@ def test_compat_has_the_features_and_logits_of_torch_fidelity(load, inception_fi
     np.testing.assert_allclose(ours.logits, theirs["logits_unbiased"], rtol=1e-5, atol=1e-4)
 
 
+def test_colour_images_of_an_npz_file_are_taken_as_they_are(load, tmp_path):
+    """They are read-only arrays, of which PyTorch would warn."""
+    np.savez(tmp_path / "images.npz", IMAGES.transpose(0, 2, 3, 1))
+    folder, extractor = write_folder(tmp_path / "images", IMAGES), load("inception-v3-compat")
+    for name in ("images.npz", folder):
+        source = open_images(tmp_path / name)
+        found = gather(source.batches(4), len(source), extractor)
+        np.testing.assert_allclose(found.features, extractor.extract(IMAGES).features, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CLEAN)
 def test_clean_protocols_have_the_features_of_clean_fid(
     load, name, inception_file, torchscript_file, tmp_path, monkeypatch

@@ -1,5 +1,6 @@
 """Image sources: the same pixels from files, npz and memory; one-line refusal of what is no set of images."""
 
+import json
 import tracemalloc
 import zipfile
 
@@ -9,11 +10,14 @@ from PIL import Image
 
 from harness.datasets import load_dataset
 from harness.datasets.archive import save_arrays
+from harness.datasets.files import read_image
 from harness.errors import UserError
-from harness.metrics.sources import from_array, open_images
+from harness.metrics.images import QUANTISER
+from harness.metrics.sources import from_array, open_images, read_captions
 from tests.pretrained import random_images, write_folder
 
 IMAGES = random_images(7, 6, 5)
+NAMES = ["a.png", "b/c.png"]
 
 
 def pixels(source, size=3):
@@ -113,6 +117,26 @@ def test_damaged_images_are_refused_by_file(tmp_path):
         open_images(folder)
 
 
+def test_more_than_8_bits_are_refused_rather_than_clipped(tmp_path):
+    folder = write_folder(tmp_path / "images", IMAGES)
+    Image.fromarray(np.full((6, 5), 40000, np.uint16)).save(folder / "00003.png")
+    with pytest.raises(UserError, match=r"00003.png: more than 8 bits a channel .*; save it in 8 bits"):
+        open_images(folder)
+    with pytest.raises(UserError, match=r"00003.png: more than 8 bits a channel .*; save it in 8 bits"):
+        read_image(folder / "00003.png", "00003.png")
+
+
+def test_floats_say_how_they_were_quantised_and_must_be_in_the_range_of_this_project(tmp_path):
+    floats = IMAGES.astype(np.float32) / 127.5 - 1
+    np.savez(tmp_path / "a.npz", images=floats)
+    source = open_images(tmp_path / "a.npz")
+    np.testing.assert_array_equal(pixels(source), IMAGES)
+    assert (source.quantiser, from_array(IMAGES).quantiser) == (QUANTISER, "none, 8 bits as given")
+    np.savez(tmp_path / "b.npz", images=(floats + 1) / 2)
+    with pytest.raises(UserError, match=r"b.npz: images has no negative value; floating point is \[-1, 1\] here"):
+        open_images(tmp_path / "b.npz")
+
+
 def test_a_damaged_npz_is_refused(tmp_path):
     path = tmp_path / "images.npz"
     np.savez(path, random_images(50, 16, 16).transpose(0, 2, 3, 1))
@@ -154,3 +178,29 @@ def test_what_holds_no_images_is_refused(tmp_path):
         open_images(tmp_path / "missing.npz")
     with pytest.raises(UserError, match=r"array must be uint8 \(n, 1 or 3, h, w\), not float64"):
         from_array(np.zeros((2, 3, 4, 4)))
+
+
+def test_captions_come_by_line_or_by_name(tmp_path):
+    (tmp_path / "captions.txt").write_text("a dog\nein\u2028Käse\n", encoding="utf-8")
+    assert read_captions(tmp_path / "captions.txt", NAMES) == ["a dog", "ein\u2028Käse"]
+    (tmp_path / "captions.json").write_text(json.dumps({"b/c.png": "two", "a.png": "one", "more.png": "three"}))
+    assert read_captions(tmp_path / "captions.json", NAMES) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.txt", b"one\n", "1 lines for 2 images; give one caption a line"),
+        ("captions.txt", b"\xff\xfe\n", "not UTF-8 text"),
+        ("captions.json", b'{"a.png": "one"}', "no caption for the image 'b/c.png'; add it"),
+        ("captions.json", b"{", "not UTF-8 text, or not JSON"),
+        ("captions.json", b'["one", "two"]', "must be a JSON object from image names to captions"),
+        ("captions.json", b'{"a.png": 1, "b/c.png": "two"}', "must be a JSON object from image names to captions"),
+    ],
+)
+def test_wrong_caption_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_captions(tmp_path / name, NAMES)
+    with pytest.raises(UserError, match="captions cannot be read"):
+        read_captions(tmp_path / f"missing-{name}", NAMES)

@@ -17,6 +17,7 @@ from harness.datasets import ImageSet
 from harness.errors import UserError
 from harness.reporting.ablation_figures import guidance_figure, variants_figure
 from harness.reporting.claims import Claim, write_claims
+from harness.reporting.evaluation_figures import selection_figure
 from harness.reporting.figures import against_steps, compute_figure, write_figures
 from harness.reporting.grids import by_class, tile
 from harness.reporting.records import frame, load_records, over_seeds
@@ -236,7 +237,7 @@ def test_the_lowest_ratio_is_told_for_each_identity_by_itself(tmp_path):
 
 def test_every_axis_names_its_sample_count(tmp_path, monkeypatch):
     drawn = []
-    for module in ("figures", "ablation_figures"):
+    for module in ("figures", "ablation_figures", "evaluation_figures"):
         monkeypatch.setattr(f"harness.reporting.{module}.save", lambda canvas, folder, name: drawn.append(canvas))
     guided = [record(guidance=w, fid=w + 1) for w in (0.5, 1.0)]
     records = [record(), *guided, record(STUDENT), record(STUDENT, variant="ddim", fid=2.0)]
@@ -244,10 +245,14 @@ def test_every_axis_names_its_sample_count(tmp_path, monkeypatch):
     compute_figure(means, tmp_path)
     guidance_figure(means, tmp_path)
     variants_figure(means, tmp_path)
-    compute, guidance, variants = (next(ax for ax in canvas.axes if ax.get_xlabel()) for canvas in drawn)
+    selected = record(STUDENT, n_samples=2048)
+    selected["extra"] |= {"fid_by_update": {"4": 5.0, "8": 2.0}, "best_update": 8, "fid_last": 2.0, "fid_fresh": 4.0}
+    selection_figure(load_records(save(tmp_path / "during", selected)), tmp_path)
+    compute, guidance, variants, selection = (next(ax for ax in canvas.axes if ax.get_xlabel()) for canvas in drawn)
     assert compute.get_ylabel() == guidance.get_ylabel() == "FID-10k (lower is better)"
     assert guidance.get_xlabel() == "Inception Score, IS-10k (higher is better)"
     assert variants.get_xlabel() == "FID-10k"
+    assert selection.get_ylabel() == "FID-2048"
 
 
 def test_the_report_shows_published_numbers_apart_from_other_profiles_results(tmp_path):

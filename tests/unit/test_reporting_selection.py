@@ -16,7 +16,7 @@ METHOD = "moment-matching/instant"
 
 
 def selected(**changes: object) -> dict:
-    content = record(METHOD, fid=2.0, convention="best of 3 evaluations", n_samples=100, updates=10, **changes)
+    content = record(METHOD, fid=2.0, convention="best of 3 evaluations", n_samples=2048, updates=10, **changes)
     content["extra"] |= {"fid_by_update": {"4": 5.0, "8": 2.0, "10": 2.5}, "best_update": 8}
     content["extra"] |= {"fid_last": 2.5, "fid_fresh": 4.0}
     return content
@@ -38,6 +38,7 @@ def test_the_table_shows_what_selection_gains_and_how_much_of_it_is_chance(tmp_p
     assert (row["convention"], row["evaluations"], row["best_update"]) == ("best of 3 evaluations", "3", "8")
     assert [float(row[name]) for name in ("best_over_last", "best_over_fresh")] == [0.8, 0.5]
     text = (tmp_path / "selection.md").read_text()
+    assert "| FID-2048, best | FID-2048, last | FID-2048, fresh |" in text
     assert "| 8 of 10 | 2 | 2.5 | 4 | 0.8 | 0.5 |" in text
     assert "convention of the best: best of 3 evaluations." in text
 

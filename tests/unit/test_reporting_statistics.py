@@ -134,3 +134,13 @@ def test_readers_see_the_best_seed_only_beside_others(tmp_path: Path) -> None:
     view = statistics_view(statistics(loaded(tmp_path, *both(FIDS, {0: 0.5}))))
     best = [row[view.header.index("Best seed")] for row in view.rows]
     assert best == ["0.9", "\N{EN DASH}"]
+
+
+def test_headers_name_the_sample_count_where_all_rows_share_it(tmp_path: Path) -> None:
+    exact = loaded(
+        tmp_path / "one", *(record(name, fid=1.0, n_samples=2048) for name in ("moment-matching/alternating", "dmd2"))
+    )
+    assert "FID-2048" in statistics_view(statistics(exact)).header
+    assert "FID-2048 ratio" in comparisons_view(comparisons(exact)).header
+    several = loaded(tmp_path / "two", record("dmd2", n_samples=2048), record("dmd2", n_samples=10000, steps=2))
+    assert "FID" in statistics_view(statistics(several)).header

@@ -46,7 +46,8 @@ def record(method="teacher", backend="torch", steps=1, fid=1.0, **changes):
         "identity": "aaaa",
     } | changes
     extra = {"is_std": 0.1, "kid_std": 0.0, "fid_heldout": fid + 0.2, "nn_distance": 4.0}
-    return {"row": row, "extra": extra, "identity": {"extractor": row["identity"]}, "provenance": {"config": "c0ffee"}}
+    identity = {"extractor": "digits-cnn", "data_digest": row["identity"]}
+    return {"row": row, "extra": extra, "identity": identity, "provenance": {"config": "c0ffee"}}
 
 
 def floor(fid=0.02):
@@ -113,7 +114,7 @@ def test_values_of_different_identities_are_never_ranked_together(tmp_path):
     blocks = layout(load_records(save(tmp_path, *contents)))
     assert [[c.text for g in b.groups for row in g for c in row[4:5] if c.bold] for b in blocks] == [["3.00"], []]
     assert all("not to be compared" in block.note for block in blocks)
-    assert "extractor bbbb" in blocks[1].note
+    assert "data_digest bbbb" in blocks[1].note
 
 
 def test_reporting_conventions_are_not_ranked_together(tmp_path):
@@ -187,6 +188,20 @@ def test_the_exact_sample_count_is_part_of_every_metrics_name(tmp_path, n, name)
     for text in [(tmp_path / f"main.{kind}").read_text() for kind in ("md", "html", "tex")]:
         plain = re.sub(r"\\(?=-)", "", text.replace("\N{NON-BREAKING HYPHEN}", "-").replace("\N{NO-BREAK SPACE}", " "))
         assert all(metric in plain for metric in metrics)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "name"),
+    [
+        ("inception-v3-clean", "FID-10k"),
+        ("shapes-cnn", "FID-10k"),
+        ("dinov2-vit-l-14", "FD-10k"),
+        ("clip-vit-l-14", "FD-10k"),
+    ],
+)
+def test_the_frechet_distance_is_fid_with_classifiers_alone(tmp_path, extractor, name):
+    [block] = layout(load_records(save(tmp_path, record() | {"identity": {"extractor": extractor}})))
+    assert {f"{name} ↓", f"{name} held-out ↓"} <= set(block.header)
 
 
 def test_special_characters_are_escaped_in_every_rendering(tmp_path):

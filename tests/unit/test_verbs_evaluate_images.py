@@ -1,6 +1,7 @@
 """`fewstep evaluate --images`: the numbers of other libraries on the same files, and every mistake before any work."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_record_and_table_name_what_was_measured(capsys, digits):
     assert row["cmmd"] is row["clip_score"] is None
     assert record["provenance"]["evaluation"]["versions"]["pillow"]
     table, _ = evaluated(capsys, digits / "samples", digits / "real", as_json=False)
-    assert f"FD-179             {row['fid']:10.4f}\n" in table
+    assert f"FID-179            {row['fid']:10.4f}\n" in table
     assert f"KID-179 x 1000     {1e3 * row['kid']:10.4f} ± {1e3 * row['kid_std']:.4f}" in table
     assert f"identity {row['identity']}" in table
     assert "CMMD" not in table
@@ -128,6 +129,9 @@ def test_clip_adds_cmmd_and_with_captions_its_score(capsys, clip_file, tmp_path)
     assert record["identity"]["clip_score"] == "100*cosine, template '{}'"
     alone, _ = evaluated(capsys, samples, None, captions, **config.model_dump())
     assert alone["row"]["clip_score"] == record["row"]["clip_score"]
+    captions.write_text(captions.read_text().replace("picture of 7", "drawing of 7"))
+    others, _ = evaluated(capsys, samples, None, captions, **config.model_dump())
+    assert others["row"]["identity"] != alone["row"]["identity"]
     assert alone["row"]["fid"] is alone["row"]["n_reference"] is None
 
 
@@ -163,14 +167,26 @@ def test_a_reference_of_another_extractor_is_refused(digits, inception_file):
         run(digits / "samples", digits / "reference.npz", extractor, None, None, False)
 
 
-def test_images_that_an_extractor_does_not_take_are_refused(digits, tmp_path):
-    samples = write_folder(tmp_path / "rgb", random_images(12, 8, 8))
-    with pytest.raises(UserError, match=r"'digits-cnn' must be uint8 \(n, 1, 8, 8\), not uint8 \(12, 3, 8, 8\)"):
-        run(
-            samples,
-            digits / "reference.npz",
-            {"name": "digits-cnn", "weights": None, "sha256": None},
-            None,
-            None,
-            False,
-        )
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            random_images(12, 8, 8),
+            r"mine: its images are \(3, 8, 8\), but .* 'digits-cnn' takes \(1, 8, 8\)",
+        ),
+        (random_images(9, 8, 8, channels=1), "mine: 9 images; the scores need at least 10, draw more"),
+    ],
+)
+def test_images_that_cannot_be_scored_are_refused_before_the_reference_is_extracted(
+    digits, monkeypatch, images, message
+):
+    monkeypatch.setattr(Extractor, "extract", lambda *_: pytest.fail("extracted"))
+    samples = write_folder(digits / "mine", images)
+    with pytest.raises(UserError, match=message):
+        run(samples, digits / "real", {"name": "digits-cnn", "weights": None, "sha256": None}, None, None, False)
+
+
+def test_a_missing_library_is_one_line_with_its_remedy(digits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r"^evaluate --images needs PIL, .*; pip install 'fewstep\[metrics\]'$"):
+        run(digits / "samples", digits / "real", {"name": "digits-cnn"}, None, None, False)

@@ -51,5 +51,5 @@ def test_a_record_without_logits_has_no_inception_score_and_the_table_no_column(
     assert records[0].identity["extractor_weights"] == workspace.profile.extractor.sha256
     assert main_table(records)["is"].isna().all()
     text = markdown(layout(records))
-    assert "FID-20" in text
+    assert "FD-20" in text
     assert "| IS-" not in text
