@@ -254,7 +254,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="print JSON, with every row")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="print every row, not only those that moved")] = False,
 ) -> None:
-    """Compare a run with an accepted reference; status 1: a regression. Example: fewstep check --profile digits"""
+    """Compare a run with an accepted reference; status 1: a regression. Example: fewstep check --profile gate"""
     _run("check", profile, results, against=against, junit=junit, as_json=json, verbose=verbose)
 
 

@@ -1,8 +1,9 @@
 """The regression gate: a run's FIDs against those of an accepted reference of the same configuration.
 
 The logarithm of a row's FID varies over seeds, each of which trains a teacher and its students anew. Its standard
-deviation is pooled over the reference's rows of one kind (teachers, students). A row has regressed where the mean over
-the run's seeds lies above the one-sided prediction interval of the reference's, at ERROR_RATE over all rows together.
+deviation is pooled over the reference's rows of one kind (teachers, students), which depend on each other through their
+teacher. A row has regressed where the mean over the run's seeds lies above the one-sided prediction interval of the
+reference's, at about ERROR_RATE over all rows together.
 """
 
 import json
@@ -25,7 +26,10 @@ from harness.workspace import Workspace
 FILE = "reference.json"
 MIN_SEEDS = 5
 ERROR_RATE = 0.001
-"""How often an unchanged run fails at most, all rows together (Bonferroni: rows of one teacher are dependent)."""
+"""About how often an unchanged run fails, all rows together (Bonferroni: rows of one teacher are dependent).
+
+About, because the degrees of freedom are estimated, and because rows of one kind are taken to vary alike.
+"""
 
 RowKey = tuple[str, str, str, str, float, int]
 
@@ -95,8 +99,9 @@ def read_reference(folder: Path) -> GateReference:
 
 
 def load_reference(folder: Path) -> GateReference:
-    """A reference to compare with. Raises UserError as `read_reference`, and for a repeated row or too few seeds."""
+    """A reference to compare with. Raises UserError as `read_reference`, and for repeated, too few or unlike seeds."""
     path, reference = folder / FILE, read_reference(folder)
+    first = {row.seed for row in reference.rows if row.key == reference.rows[0].key}
     for rows in grouped(reference.rows).values():
         seeds = [row.seed for row in rows]
         if len(set(seeds)) < len(seeds):
@@ -105,6 +110,8 @@ def load_reference(folder: Path) -> GateReference:
             raise UserError(
                 f"{path}: {rows[0].label} has {len(seeds)} seeds, fewer than {MIN_SEEDS}; accept a run of more seeds"
             )
+        if set(seeds) != first:
+            raise UserError(f"{path}: {rows[0].label} has other seeds than the first row; accept a reference anew")
     return reference
 
 
@@ -127,7 +134,7 @@ def configuration(workspace: Workspace) -> dict[str, Any]:
             "log_every": True,
             "extractor": True,  # the identity tells it
             "published": True,
-            "evaluation": {"batch"},
+            "evaluation": {"batch", "fid_parts", "during"},  # these two add numbers, and change none
             "teacher": {"checkpoint_every"},
             "methods": {"__all__": {"checkpoint_every", "repeats"}},
         },
@@ -225,9 +232,13 @@ def compare(reference: GateReference, where: Path, workspace: Workspace) -> list
 
 
 def limit(reference: dict[RowKey, list[MeasuredRow]], key: RowKey, seeds: int) -> float:
-    """How far above the mean log FID of the reference's row `key` that of a run of this many seeds may lie."""
+    """How far above the mean log FID of the reference's row `key` that of a run of this many seeds may lie.
+
+    Every row of the reference has the same seeds, once each, as `load_reference` ensures.
+    """
     kind = [rows for other, rows in reference.items() if _is_teacher(other) == _is_teacher(key)]
-    sd, freedom = pooled_sd([[float(np.log(row.fid)) for row in rows] for rows in kind])
+    by_seed = [sorted(rows, key=lambda row: row.seed) for rows in kind]
+    sd, freedom = pooled_sd(np.log([[row.fid for row in rows] for rows in by_seed]).T)
     one_sided = 1 - 2 * ERROR_RATE / len(reference)
     return half_width(sd**2 * (1 / seeds + 1 / len(reference[key])), freedom, one_sided)
 

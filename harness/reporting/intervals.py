@@ -1,9 +1,9 @@
-"""Student's t-intervals: of a mean, of a difference of means, of the next value; and Holm's correction for many tests.
+"""Student's t-intervals: of a mean, of a difference of means; and Holm's correction for many tests.
 
 Every function takes plain numbers, here mostly logarithms of FIDs; intervals are two-sided at `level`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -31,26 +31,18 @@ def welch_half_width(first: np.ndarray, second: np.ndarray, level: float = CONFI
     return half_width(parts.sum(), parts.sum() ** 2 / squares.sum() if squares.any() else 1.0, level)
 
 
-def pooled_sd(groups: Iterable[Sequence[float] | np.ndarray]) -> tuple[float, int]:
-    """Standard deviation within groups, pooled over them, and its degrees of freedom; groups of one value add nothing.
+def pooled_sd(values: np.ndarray) -> tuple[float, float]:
+    """Standard deviation within columns, pooled over them, and its degrees of freedom; values (n, columns), n > 1.
 
-    NaN and 0 where no group has two values.
+    The entries of a row may depend on each other. With S the covariance of the columns, the pooled variance is
+    trace(S) / columns, and (n - 1) trace(S)^2 / trace(S S) are its degrees of freedom (Satterthwaite 1946; Box 1954):
+    n - 1 where the columns move together, up to n - 1 for each where they do not.
     """
-    samples = [np.asarray(group, np.float64) for group in groups]
-    freedom = sum(len(sample) - 1 for sample in samples if len(sample))
-    squares = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in samples if len(sample))
-    return (float(np.sqrt(squares / freedom)) if freedom else float("nan")), freedom
-
-
-def prediction_interval(
-    mean: float, sd: float, n: int, freedom: float, level: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Where the next value lies, given the mean of n values and a standard deviation with its degrees of freedom.
-
-    mean -+ t sd sqrt(1 + 1/n); with a pooled `sd`, `freedom` is the pooled one.
-    """
-    half = half_width(sd**2 * (1 + 1 / n), freedom, level)
-    return mean - half, mean + half
+    centred = values - values.mean(axis=0)
+    covariance = centred.T @ centred / (len(values) - 1)
+    trace, squares = np.trace(covariance), np.sum(covariance**2)
+    freedom = (len(values) - 1) * (trace**2 / squares if squares else 1.0)
+    return float(np.sqrt(trace / values.shape[1])), float(freedom)
 
 
 def t_test(mean: float, variance: float, freedom: float) -> float:

@@ -58,7 +58,9 @@ def common_origin(records: Sequence[Record]) -> dict[str, Any]:
     first: dict[str, Any] | None = None
     for record in records:
         for stage in ("training", "sampling", "evaluation"):
-            where, found = f"{record.path}: {stage}", record.provenance[stage]
+            where, found = f"{record.path}: {stage}", record.provenance.get(stage, {})
+            if missing := [key for key in ("git_dirty", *ORIGIN) if key not in found]:
+                raise UserError(f"{where} has no {missing[0]}, so what ran it is unknown; run the profile again")
             if found["git_dirty"]:
                 raise UserError(f"{where} ran with uncommitted changes; commit them and run the profile again")
             origin = {key: found[key] for key in ORIGIN}

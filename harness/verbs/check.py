@@ -13,8 +13,10 @@ from harness.workspace import REFERENCES, Workspace
 
 def run(workspace: Workspace, against: Path | None, junit: Path | None, as_json: bool, verbose: bool) -> None:
     """Print what moved, and exit with status 1 where a row has regressed."""
-    if junit is not None and not junit.parent.is_dir():
-        raise UserError(f"{junit.parent}: the output folder does not exist; create it, or choose another")
+    if junit is not None:
+        if not junit.parent.is_dir():
+            raise UserError(f"{junit.parent}: the output folder does not exist; create it, or choose another")
+        junit.unlink(missing_ok=True)  # else an earlier verdict would stand where there is none
     name = workspace.profile.name
     folder = against or REFERENCES / name
     reference = load_reference(folder)

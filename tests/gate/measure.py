@@ -46,9 +46,14 @@ def run_faulty(fault: str, seed: int) -> Workspace:
     """The clean run of a seed with what the fault touches done anew: the alternating student, or all of them."""
     folder = f"{fault.replace(' ', '-')}/{seed}"
     if not (RESULTS / folder).exists():
-        shutil.copytree(RESULTS / f"clean/{seed}", RESULTS / folder)
+        copy = (
+            RESULTS / f"{folder}.partial"
+        )  # a clean student that an interruption left in place would pass for a faulty
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(RESULTS / f"clean/{seed}", copy)
         of_teacher = fault == "no EMA of the teacher"
-        shutil.rmtree(RESULTS / folder / "gate/jax" / ("" if of_teacher else "moment-matching-alternating"))
+        shutil.rmtree(copy / "gate/jax" / ("" if of_teacher else "moment-matching-alternating"))
+        copy.rename(RESULTS / folder)
     with FAULTS[fault]():
         return run_gate(folder, seeds=[seed])
 
@@ -137,7 +142,8 @@ def main() -> None:
     page = [
         "# What the gate sees",
         "",
-        f"By `python -m tests.gate.measure`, against the reference of {accepted.date}, {len(accepted.seeds)} seeds.",
+        f"By `python -m tests.gate.measure`, against the reference of commit {accepted.git_commit}",
+        f"({accepted.date}, {len(accepted.seeds)} seeds).",
         "Shifts and limits are of the natural logarithm of FID; each run is of one seed, with a teacher of its own.",
         "",
         "## Planted faults, in the alternating student",

@@ -1,4 +1,4 @@
-"""Intervals are those of scipy's t-tests; a prediction interval covers as often as it says."""
+"""Intervals are those of scipy's t-tests; a pooled deviation has the degrees of freedom of its spread."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from scipy import stats
 from harness.reporting.intervals import (
     holm,
     pooled_sd,
-    prediction_interval,
     t_interval,
     t_test,
     welch_half_width,
@@ -32,26 +31,23 @@ def test_p_values_are_those_of_t_tests() -> None:
 
 
 def test_the_pooled_deviation_is_that_of_an_analysis_of_variance() -> None:
-    sd, freedom = pooled_sd([A, B, [7.0], []])
-    assert freedom == 5
-    between = stats.f_oneway(A, B).statistic * sd**2  # F is the mean square between over that within
-    everything = np.concatenate([A, B])
-    expected = sum(len(x) * (x.mean() - everything.mean()) ** 2 for x in (A, B))
-    assert between == pytest.approx(expected)
-    sd, freedom = pooled_sd([[1.0], [2.0]])
-    assert np.isnan(sd)
-    assert freedom == 0
+    values = np.random.default_rng(0).normal(size=(4, 3))
+    sd, _ = pooled_sd(values)
+    between = stats.f_oneway(*values.T).statistic * sd**2  # F is the mean square between over that within
+    assert between == pytest.approx(4 * values.mean(axis=0).var(ddof=1))
 
 
-def test_a_prediction_interval_covers_the_next_value_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    n, groups, hits, draws = 3, 4, 0, 4000
-    for _ in range(draws):
-        seen = rng.normal(size=(groups, n))
-        sd, freedom = pooled_sd(seen)
-        low, high = prediction_interval(float(seen[0].mean()), sd, n, freedom, 0.9)
-        hits += low < rng.normal() < high
-    assert hits / draws == pytest.approx(0.9, abs=4 * np.sqrt(0.9 * 0.1 / draws))
+def test_the_degrees_of_freedom_are_those_of_the_pooled_variances_spread() -> None:
+    """A variance with f degrees of freedom has the squared coefficient of variation 2 / f (Satterthwaite 1946)."""
+    column = np.arange(5.0)[:, None] ** 2
+    assert pooled_sd(np.hstack([column, 1 - column, column]))[1] == pytest.approx(4), "they move together"
+    assert pooled_sd(np.ones((5, 2))) == (0, 4)
+    rng, n = np.random.default_rng(0), 400
+    mixing = np.array([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.3, 0.2, 1.5]])
+    draws = [pooled_sd(rng.normal(size=(n, 3)) @ mixing.T) for _ in range(2000)]
+    variances, freedoms = np.array([sd**2 for sd, _ in draws]), [freedom for _, freedom in draws]
+    spread = 2 * variances.mean() ** 2 / variances.var(ddof=1)
+    assert np.mean(freedoms) == pytest.approx(spread, rel=4 * np.sqrt(2 / len(draws)))
 
 
 def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
