@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(RESULTS / "jax-cache")
 
 from harness.config import PROFILE_FOLDER, REPOSITORY
 from harness.files import write_atomic
-from harness.reporting.gate import Judgement, compare, load_reference, measured_rows
+from harness.reporting.gate import Judgement, compare, grouped, limit, load_reference, measured_rows
 from harness.reporting.records import load_records
 from harness.workspace import Workspace
 from tests.gate.planted import FAULTS, TOO_SMALL, run_missing
 
 REFERENCE = REPOSITORY / "results/reference/gate"
+SEEDS = len(Workspace("gate").profile.seeds)
 CLEAN_SEEDS, FAULT_SEEDS = range(100, 120), range(100, 103)
 STUDENT = "jax moment-matching/alternating ancestral-k8"
 
@@ -63,6 +65,16 @@ def judge(workspace: Workspace) -> dict[str, Judgement]:
     return {found.label: found for found in compare(load_reference(REFERENCE), REFERENCE, workspace)}
 
 
+def together(*runs: dict[str, Judgement]) -> dict[str, Judgement]:
+    """The judgement of one run of all their seeds."""
+    accepted = grouped(load_reference(REFERENCE).rows)
+    found = {}
+    for label, first in runs[0].items():
+        rows = [row for run in runs for row in run[label].run]
+        found[label] = Judgement(first.reference, rows, limit(accepted, first.run[0].key, len(rows)))
+    return found
+
+
 def log_fids(workspace: Workspace) -> dict[str, dict[int, float]]:
     """By row and seed, whichever teacher."""
     rows = measured_rows(load_records(sorted(workspace.root.glob("*/*/*/*/seed*/metrics-*.json"))))
@@ -80,32 +92,33 @@ def table(header: str, rows: Iterable[Iterable[object]]) -> list[str]:
 
 
 def faults(clean: dict[int, dict[str, Judgement]]) -> list[str]:
-    """Each fault's effect on the alternating student, against the reference and the clean run of the same seed."""
+    """Each fault's effect on the alternating student, against the clean runs of its seeds and against the reference."""
     rows = []
     for fault in FAULTS:
-        found = [judge(run_faulty(fault, seed))[STUDENT] for seed in FAULT_SEEDS]
-        paired = [f.shift - clean[seed][STUDENT].shift for seed, f in zip(FAULT_SEEDS, found, strict=True)]
+        single = [judge(run_faulty(fault, seed)) for seed in FAULT_SEEDS]
+        paired = [f[STUDENT].shift - clean[seed][STUDENT].shift for seed, f in zip(FAULT_SEEDS, single, strict=True)]
+        found = [together(*pair)[STUDENT] for pair in combinations(single, SEEDS)]
         caught = sum(f.verdict == "regression" for f in found)
         by = "tests/oracle" if fault in TOO_SMALL else "gate"
         shifts = ", ".join(f"{f.shift:+.2f}" for f in found)
         rows.append(
             [fault, f"{np.mean(paired):+.2f}", shifts, f"{found[0].limit:.2f}", f"{caught} of {len(found)}", by]
         )
-    header = "fault | against the clean run of its seed | against the reference | limit | caught by the gate | held by"
+    header = "fault | against clean runs of its seeds | against the reference | limit | caught by the gate | held by"
     return table(header, rows)
 
 
-def clean_runs(clean: dict[int, dict[str, Judgement]]) -> list[str]:
-    """Twenty runs of one seed each against the reference."""
+def clean_runs(clean: dict[int, dict[str, Judgement]], runs: list[dict[str, Judgement]]) -> list[str]:
+    """Clean seeds, and runs of as many of them as the gate has, against the reference."""
     rows = []
-    for label in next(iter(clean.values())):
-        found = [judgements[label] for judgements in clean.values()]
-        accepted = deviation(np.log(row.fid) for row in found[0].reference)
-        own, most = deviation(f.shift for f in found), max(f.shift for f in found)
-        fid = np.exp(np.mean([np.log(row.fid) for row in found[0].reference]))
+    for label in runs[0]:
+        own, found = [judgements[label] for judgements in clean.values()], [run[label] for run in runs]
+        accepted = [np.log(row.fid) for row in found[0].reference]
+        spread, most = deviation(f.shift for f in own), max(f.shift for f in found)
         alarms = sum(f.verdict == "regression" for f in found)
-        rows.append([label, f"{fid:.3f}", accepted, own, f"{most:+.2f}", f"{found[0].limit:.2f}", alarms])
-    header = "row | FID | sd of log FID, reference | sd, clean runs | largest shift | limit | false alarms"
+        fid = f"{np.exp(np.mean(accepted)):.3f}"
+        rows.append([label, fid, deviation(accepted), spread, f"{most:+.2f}", f"{found[0].limit:.2f}", alarms])
+    header = "row | FID | sd of log FID, reference | sd, clean seeds | largest shift | limit | false alarms"
     return table(header, rows)
 
 
@@ -137,21 +150,23 @@ def deviation(values: Iterable[float]) -> str:
 def main() -> None:
     """Run everything, and write the page."""
     clean = {seed: judge(run_gate(f"clean/{seed}", seeds=[seed])) for seed in CLEAN_SEEDS}
-    alarmed = sum(any(f.verdict == "regression" for f in judgements.values()) for judgements in clean.values())
+    runs = [together(*pair) for pair in combinations(clean.values(), SEEDS)]
+    alarmed = sum(any(f.verdict == "regression" for f in run.values()) for run in runs)
     accepted = load_reference(REFERENCE).history[-1]
     page = [
         "# What the gate sees",
         "",
         f"By `python -m tests.gate.measure`, against the reference of commit {accepted.git_commit}",
         f"({accepted.date}, {len(accepted.seeds)} seeds).",
-        "Shifts and limits are of the natural logarithm of FID; each run is of one seed, with a teacher of its own.",
+        f"Shifts and limits are of the natural logarithm of FID; a run is of {SEEDS} seeds, as the gate's, each with a",
+        "teacher of its own. Runs are all that the seeds below make.",
         "",
         "## Planted faults, in the alternating student",
         "",
         *faults(clean),
-        f"## {len(clean)} clean runs of other seeds: {alarmed} false alarms",
+        f"## {len(clean)} clean seeds other than the reference's, {len(runs)} runs: {alarmed} false alarms",
         "",
-        *clean_runs(clean),
+        *clean_runs(clean, runs),
         "## What varies",
         "",
         *variation(clean),
