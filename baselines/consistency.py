@@ -97,13 +97,13 @@ class Consistency(Method):
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: None, ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """The mean distance; logged is the squared error of f(z_t, t) against f(z_m, m), for any weight and metric."""
-        labels = batch["labels"]
+        condition = batch["condition"]
         t, m, end = (self.clock(draws[name]) for name in ("t", "m", "end"))
         z_t = diffuse(batch["images"], draws["eps"], t)
         x_t = self.hop(z_t, nets, batch, draws)
         z_m = ddim(z_t, x_t, t, m)
-        x_m = self.target(nets, ops)(z_m, draws["m"], labels)
-        x = nets["student"](z_t, draws["t"], labels)
+        x_m = self.target(nets, ops)(z_m, draws["m"], condition)
+        x = nets["student"](z_t, draws["t"], condition)
         gap = squared_error(consistency_function(z_t, x, t, end), consistency_function(z_m, x_m, m, end))
         target = merged_prediction(x_t, x_m, t, m, end)
         return self.distance(x, target, nets, batch, t, m, ops).mean(), {"consistency_gap": gap.mean()}
@@ -139,7 +139,8 @@ class Distillation(Consistency):
     @property
     def turns(self) -> Mapping[str, Turn]:
         """The teacher's hop, of two calls for Heun's method, and the target."""
-        return {"student": Turn(("student",), forward=3 if self.options.hop == "heun" else 2)}
+        hops = 2 if self.options.hop == "heun" else 1
+        return {"student": Turn(("student",), forward=1 + hops, guided=hops)}
 
     def networks(self) -> dict[str, Start]:
         """Student and target start from the teacher."""
@@ -154,14 +155,18 @@ class Distillation(Consistency):
         return nets["target"] if "target" in nets else super().target(nets, ops)
 
     def hop(self, z_t: Array, nets: Networks, batch: Batch, draws: Batch) -> Array:
-        """The teacher's x_hat, corrected for Heun's method in sigma / alpha (Karras et al. 2022), or for aDDIM."""
-        labels, teacher, t, m = batch["labels"], nets["teacher"], self.clock(draws["t"]), self.clock(draws["m"])
-        x = teacher(z_t, draws["t"], labels)
+        """The teacher's x_hat, corrected for Heun's method in sigma / alpha (Karras et al. 2022), or for aDDIM.
+
+        aDDIM's variance is that of the prediction without guidance (Heek et al. 2024).
+        """
+        condition, teacher, t, m = batch["condition"], nets["teacher"], self.clock(draws["t"]), self.clock(draws["m"])
+        plain = teacher.at(teacher.params)(z_t, draws["t"], condition)
+        x = teacher.guided(plain, z_t, draws["t"], condition)
         if self.options.hop == "heun":
-            x_m = teacher(ddim(z_t, x, t, m), draws["m"], labels)
+            x_m = teacher(ddim(z_t, x, t, m), draws["m"], condition)
             return x + per_sample(array_namespace(x).exp((m.logsnr - t.logsnr) / 2) / 2, x) * (x_m - x)
         if self.options.hop == "addim":
-            return addim(z_t, x, t, m, 0.75 * squared_error(batch["images"], x) / float(np.prod(self.shape)))
+            return addim(z_t, x, t, m, 0.75 * squared_error(batch["images"], plain) / float(np.prod(self.shape)))
         return x
 
     def distance(self, x: Array, target: Array, nets: Networks, batch: Batch, t: Level, m: Level, ops: Ops) -> Array:

@@ -30,7 +30,10 @@ class DMD(OneStep):
     id = "dmd"
     Options = DMDOptions
     sources = {"data": 1, "pairs": 1}
-    turns = {"auxiliary": Turn(("auxiliary",), forward=1), "student": Turn(("student",), forward=2, gradient=2)}
+    turns = {
+        "auxiliary": Turn(("auxiliary",), forward=1),
+        "student": Turn(("student",), forward=2, gradient=2, guided=1),
+    }
 
     def networks(self) -> dict[str, Start]:
         """Those of distribution matching, and the metric's."""
@@ -43,7 +46,7 @@ class DMD(OneStep):
         loss, logs = super().loss(turn, nets, batch, draws, reduced, ops)
         if turn == "auxiliary":
             return loss, logs
-        x, target = self.generate(nets, batch["pairs/noise"], batch["pairs/labels"]), batch["pairs/images"]
+        x, target = self.generate(nets, batch["pairs/noise"], batch["pairs/condition"]), batch["pairs/images"]
         if self.options.metric == "lpips":
             regression = math.prod(self.shape) * nets["lpips"](x, target, ops).mean()
         else:

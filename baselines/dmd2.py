@@ -7,6 +7,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from pydantic import Field
 
+from harness.conditions import Condition, each
 from harness.diffusion import Array, diffuse
 from harness.distribution_matching import DistributionMatching
 from harness.method import Batch, Draws, Head, Networks, Ops, Options, Start, Turn, WeightName
@@ -69,7 +70,7 @@ class DMD2(DistributionMatching):
         k = self.k
         return {
             "auxiliary": Turn(("auxiliary", "head"), forward=k, gradient=2 * k),
-            "student": Turn(("student",), forward=k, gradient=k, input_gradient=k),
+            "student": Turn(("student",), forward=k, gradient=k, input_gradient=k, guided=k),
         }
 
     def networks(self) -> dict[str, Start]:
@@ -97,7 +98,7 @@ class DMD2(DistributionMatching):
             **{name: noise.normal(f"dmd2/{name}", step, start, count, shape) for name in names},
         }
 
-    def simulate(self, nets: Networks, eps: Array, labels: Array, ops: Ops) -> Array:
+    def simulate(self, nets: Networks, eps: Array, condition: Condition, ops: Ops) -> Array:
         """The x~ of every step of the student's sampler (batch * k, ...), from the noise of its inputs (batch, k, ...).
 
         The steps are joined by constants: each x~ has the gradient of its own evaluation alone.
@@ -109,7 +110,7 @@ class DMD2(DistributionMatching):
             t = xp.full_like(eps[:, 0, 0, 0, 0], time)
             if i > 0:
                 z = diffuse(ops.stop_gradient(xs[-1]), eps[:, i, ...], self.clock(t))
-            xs.append(nets["student"](z, t, labels))
+            xs.append(nets["student"](z, t, condition))
         return flatten_steps(xp.stack(xs, axis=1))
 
     def loss(
@@ -117,19 +118,19 @@ class DMD2(DistributionMatching):
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of this turn; the head takes noised data for real and noised x~ for fake."""
         s, eps_s, eps_data = (flatten_steps(draws[name]) for name in ("s", "eps_s", "eps_data"))
-        labels, level = each_step(batch["labels"], self.k), self.clock(s)
-        x = self.simulate(nets, draws["eps_t"], batch["labels"], ops)
+        condition, level = each(lambda x: each_step(x, self.k), batch["condition"]), self.clock(s)
+        x = self.simulate(nets, draws["eps_t"], batch["condition"], ops)
         if turn == "auxiliary":
             x = ops.stop_gradient(x)
         z_s = diffuse(x, eps_s, level)
-        g_phi, fake = nets["auxiliary"](z_s, s, labels, features=True)
+        g_phi, fake = nets["auxiliary"](z_s, s, condition, features=True)
         if turn == "auxiliary":
             z_data = diffuse(each_step(batch["images"], self.k), eps_data, level)
-            _, real = nets["auxiliary"](z_data, s, labels, features=True)
+            _, real = nets["auxiliary"](z_data, s, condition, features=True)
             adversarial = (softplus(nets["head"](fake[-1])) + softplus(-nets["head"](real[-1]))).mean()
             loss = self.denoising_loss(x, g_phi, s) + self.options.head_weight * adversarial
             return loss, {"adversarial": adversarial}
         adversarial = softplus(-nets["head"](fake[-1])).mean()
-        loss, gap = self.distribution_loss(nets, x, z_s, g_phi, s, labels, ops)
+        loss, gap = self.distribution_loss(nets, x, z_s, g_phi, s, condition, ops)
         loss = loss + self.options.generator_weight * adversarial
         return loss, {"moment_gap": gap, "adversarial": adversarial}

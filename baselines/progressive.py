@@ -24,7 +24,7 @@ class Progressive(Method):
     id = "progressive"
     sampler = "ddim"
     Options = ProgressiveOptions
-    turns = {"student": Turn(("student",), forward=2)}
+    turns = {"student": Turn(("student",), forward=2, guided=2)}
 
     @classmethod
     def students(cls, steps: list[int]) -> dict[str, list[int]]:
@@ -55,14 +55,14 @@ class Progressive(Method):
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: None, ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """w(t) times the squared error in x; the target of the last step, which returns x_hat, is the parent's last."""
-        labels, parent = batch["labels"], nets["parent"]
+        condition, parent = batch["condition"], nets["parent"]
         t, m, s = (self.clock(draws[name]) for name in ("t", "m", "s"))
         z_t = diffuse(batch["images"], draws["eps"], t)
-        x_t = parent(z_t, draws["t"], labels)
-        x_m = parent(ddim(z_t, x_t, t, m), draws["m"], labels)
+        x_t = parent(z_t, draws["t"], condition)
+        x_m = parent(ddim(z_t, x_t, t, m), draws["m"], condition)
         last = per_sample(draws["s"] == 0, x_m)
         target = array_namespace(x_m).where(last, x_m, merged_prediction(x_t, x_m, t, m, s))
-        x = nets["student"](z_t, draws["t"], labels)
+        x = nets["student"](z_t, draws["t"], condition)
         error = squared_error(x, target)
         w = weight(self.options.weight, t, batch["images"], target)
         return (w * error).mean(), {"squared_error": error.mean()}

@@ -37,6 +37,7 @@ Seed = Annotated[int, typer.Option(min=0, help="the training seed")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads; the default gives the same weights on any machine")]
 MethodOption = Annotated[str, typer.Option(help="the method's id, for example moment-matching/alternating")]
 Variant = Annotated[str, typer.Option(help="`default`, or the name of an ablation")]
+Guidance = Annotated[float, typer.Option(min=0, help="weight with which the student's teacher is guided")]
 Student = Annotated[str, typer.Option(help="the student: k8, k4, ...; `teacher` for the teacher itself")]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
@@ -69,9 +70,13 @@ def _set_threads(threads: int) -> None:
 def _refuse(context: typer.Context, names: tuple[str, ...], mode: str) -> None:
     """Raise UserError for the first of these options that stands on the command line: `mode` would not heed it."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+        if parameter.name in names and _on_command_line(context, parameter.name):
             raise UserError(f"{context.command.name}: {parameter.opts[0]} has no effect {mode}; leave it out")
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -97,6 +102,12 @@ def extractor(
 
 
 @app.command()
+def text(profile: Profile = "shapes", results: Results = None, threads: Threads = 1) -> None:
+    """Compute the features of captions that networks are conditioned on. Example: fewstep text --profile shapes"""
+    _run("text", profile, results, threads)
+
+
+@app.command()
 def reference(profile: Profile = "digits", results: Results = None) -> None:
     """Compute reference statistics and the real-data floor. Example: fewstep reference --profile digits"""
     _run("reference", profile, results)
@@ -119,11 +130,12 @@ def pairs(
     backend: BackendOption,
     profile: Profile = "digits",
     seed: Seed = 0,
+    guidance: Guidance = 0.0,
     results: Results = None,
     threads: Threads = 1,
 ) -> None:
     """Draw the teacher's pairs of noise and image, which DMD regresses on. Example: fewstep pairs --backend torch"""
-    _run("pairs", profile, results, threads, backend=backend.value, seed=seed)
+    _run("pairs", profile, results, threads, backend=backend.value, seed=seed, guidance=guidance)
 
 
 @app.command()
@@ -134,6 +146,7 @@ def distill(
     variant: Variant = "default",
     profile: Profile = "digits",
     seed: Seed = 0,
+    guidance: Guidance = 0.0,
     results: Results = None,
     threads: Threads = 1,
 ) -> None:
@@ -143,25 +156,48 @@ def distill(
     """
     _run(
         "distill", profile, results, threads,
-        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed, guidance=guidance,
     )  # fmt: skip
 
 
 @app.command()
 def sample(
-    backend: BackendOption,
+    context: typer.Context,
+    backend: Annotated[BackendName | None, typer.Option(help="the framework")] = None,
     method: MethodOption = "teacher",
     student: Student = "teacher",
     variant: Variant = "default",
     profile: Profile = "digits",
     seed: Seed = 0,
+    guidance: Guidance = 0.0,
     results: Results = None,
     threads: Threads = 1,
+    prompt: Annotated[str | None, typer.Option(help="a caption: draw one image of it")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampling steps of that image")] = None,
+    out: Annotated[Path | None, typer.Option(help="the PNG file of that image")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="its network's file, in place of a run")] = None,
+    text_weights: Annotated[Path | None, typer.Option(help="the folder of its text encoder's weights")] = None,
 ) -> None:
-    """Draw the images of a trained run at all of its step counts. Example: fewstep sample --backend torch"""
+    """Draw the images of a trained run at all of its step counts, or one image of a caption.
+
+    One image: fewstep sample --prompt "a red circle on black" --steps 4 --out a.png, of the 4-step student of the
+    profile shapes, unless you name another run or a --checkpoint. With a teacher, --guidance is that of sampling.
+
+    Example: fewstep sample --backend torch
+    """
+    if prompt is not None:
+        if steps is None or out is None:
+            raise UserError("sample --prompt: say how many --steps, and which file to write (--out)")
+        given = {name for name in context.params if _on_command_line(context, name)}
+        chosen = {name: context.params[name] for name in given}
+        importlib.import_module("harness.verbs.sample_prompt").run(prompt, steps, out, chosen)
+        return
+    _refuse(context, ("steps", "out", "checkpoint", "text_weights"), "without --prompt")
+    if backend is None:
+        raise UserError("sample: name the --backend of the run, or a --prompt")
     _run(
         "sample", profile, results, threads,
-        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed, guidance=guidance,
     )  # fmt: skip
 
 
@@ -174,6 +210,7 @@ def evaluate(
     variant: Variant = "default",
     profile: Profile = "digits",
     seed: Seed = 0,
+    guidance: Guidance = 0.0,
     results: Results = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads [default: 1; with --images what the environment says]")
@@ -197,7 +234,11 @@ def evaluate(
     if (backend is None) == (images is None):
         raise UserError("evaluate: name either a run (--backend, ...) or images of your own (--images, ...)")
     if images is not None:
-        _refuse(context, ("during", "method", "student", "variant", "profile", "seed", "results"), "with --images")
+        _refuse(
+            context,
+            ("during", "method", "student", "variant", "profile", "seed", "guidance", "results"),
+            "with --images",
+        )
         if threads is not None:
             _set_threads(threads)
         importlib.import_module("harness.verbs.evaluate_images").run(
@@ -209,7 +250,7 @@ def evaluate(
     _refuse(context, of_images, "without --images")
     _run(
         "during" if during else "evaluate", profile, results, threads or 1,
-        backend=backend.value, method=method, variant=variant, student=student, seed=seed,
+        backend=backend.value, method=method, variant=variant, student=student, seed=seed, guidance=guidance,
     )  # fmt: skip
 
 

@@ -11,9 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue, PrivateAttr, model_validator
 
+from harness.addresses import guidance_suffix
 from harness.datasets.config import DataConfig
 from harness.errors import UserError
 from harness.metrics.config import EvaluationConfig, ExtractorSection
+from harness.networks.transformer import Positions
+from harness.text_encoders.config import TextConfig
 from harness.validation import Count, Distinct, Model, StrictModel, parse_yaml, suggest, validate
 
 PROFILE_FOLDER = Path("workflows/config")
@@ -29,11 +32,14 @@ class NetworkConfig(StrictModel):
     width: Count = Field(description="channels of a token")
     depth: Count = Field(description="transformer blocks")
     heads: Count = Field(description="attention heads; they divide the width")
+    positions: Positions = Field("small", description="start of the patches' positions: small noise, or sincos")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "NetworkConfig":
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd; the time embedding needs pairs of channels")
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(f"width {self.width} is not divisible by 4; sincos positions need that")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
@@ -84,10 +90,13 @@ class OptimiserConfig(StrictModel):
     clip: float = Field(gt=0, description="largest global gradient norm")
 
 
+GuidanceWeights = Distinct[Annotated[float, Field(ge=0)]]
+
+
 class GuidanceConfig(StrictModel):
     """Classifier-free guidance of the teacher's ancestral sampling."""
 
-    weights: Distinct[Annotated[float, Field(ge=0)]] = Field(description="w of g_c + w (g_c - g_u); 0 is none")
+    weights: GuidanceWeights = Field(description="w of g_c + w (g_c - g_u); 0 is none")
     steps: Steps = Field(description="step counts to sample with at every weight")
 
 
@@ -104,7 +113,7 @@ class TeacherConfig(StrictModel):
     batch: Count = Field(description="images per update")
     updates: Count = Field(description="parameter updates")
     optimiser: OptimiserConfig
-    label_dropout: float = Field(ge=0, le=1, description="share of labels hidden in training")
+    label_dropout: float = Field(ge=0, le=1, description="share of classes or captions hidden in training")
     ema_decay: float = Field(ge=0, lt=1, description="decay of the averaged weights, per update")
     weight: str = Field(description="weight of the squared error in x, by name")
     checkpoint_every: Count = Field(description="updates between checkpoints")
@@ -137,6 +146,7 @@ class MethodConfig(StrictModel):
     id: str = Field(pattern=r"^[a-z0-9-]+(/[a-z0-9-]+)?$", description="as registered")
     variant: str = Field("default", pattern=r"^[a-z0-9][a-z0-9.-]*$", description="name of the ablation")
     steps: Steps = Field(description="step counts of the students")
+    guidance: GuidanceWeights = Field([0.0], description="weights with which the teacher is guided, a student of each")
     batch: Count = Field(description="images per update")
     updates: Count = Field(description="parameter updates, all turns together")
     optimiser: OptimiserConfig
@@ -163,6 +173,7 @@ class Profile(StrictModel):
     seeds: Distinct[Seed] = Field(description="one complete run each")
     backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
     data: DataConfig = Field(discriminator="name")
+    text: TextConfig | None = Field(None, description="encoder of the captions that networks are conditioned on")
     extractor: ExtractorSection = Field(description="the feature extractor of the metrics: a name, or more")
     published: str | None = Field(None, description="table of results/published whose data set this is, if any")
     network: NetworkConfig
@@ -190,10 +201,22 @@ class Profile(StrictModel):
 
     @model_validator(mode="after")
     def _methods_have_distinct_folders(self) -> "Profile":
-        folders = [f"{method.id.replace('/', '-')}/{method.variant}" for method in self.variants]
+        folders = [
+            f"{method.id.replace('/', '-')}/{method.variant}{guidance_suffix(weight)}"
+            for method in self.variants
+            for weight in method.guidance
+        ]
         for folder in folders:
             if folders.count(folder) > 1:
                 raise ValueError(f"the method and variant {folder} occur twice; give one of them another variant")
+        return self
+
+    @model_validator(mode="after")
+    def _text_has_captions(self) -> "Profile":
+        if self.text is not None and not self.data.captioned:
+            raise ValueError(
+                f"text: the data set {self.data.name!r} has no captions; drop the section, or name another"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
+from harness.conditions import Condition
 from harness.diffusion import Array, diffuse, squared_error, weight
 from harness.errors import UserError
 from harness.method import Batch, CopyOf, Draws, Method, Networks, Ops, Start, Turn
@@ -35,13 +36,13 @@ class DistributionMatching(Method):
         return (weight("edm", self.clock(s), x, g_phi) * squared_error(x, g_phi)).mean()
 
     def distribution_loss(
-        self, nets: Networks, x: Array, z_s: Array, g_phi: Array, s: Array, labels: Array, ops: Ops
+        self, nets: Networks, x: Array, z_s: Array, g_phi: Array, s: Array, condition: Condition, ops: Ops
     ) -> tuple[Array, Array]:
         """The student's, whose gradient in x~ (batch, ...) is w(s) (g_phi - g_theta); and the mean of their distance.
 
         No gradient passes through z_s.
         """
-        g_theta = ops.stop_gradient(nets["teacher"](ops.stop_gradient(z_s), s, labels))
+        g_theta = ops.stop_gradient(nets["teacher"](ops.stop_gradient(z_s), s, condition))
         g_phi = ops.stop_gradient(g_phi)
         w = weight(self.options.weight, self.clock(s), ops.stop_gradient(x), g_theta)
         return matching_loss(w, x, g_theta, g_phi, ops), squared_error(g_phi, g_theta).mean()
@@ -54,7 +55,7 @@ class OneStep(DistributionMatching):
     q(z_s | x~), so that the student's gradient is the same.
     """
 
-    turns = {"auxiliary": Turn(("auxiliary",), forward=1), "student": Turn(("student",), forward=2)}
+    turns = {"auxiliary": Turn(("auxiliary",), forward=1), "student": Turn(("student",), forward=2, guided=1)}
 
     @classmethod
     def students(cls, steps: list[int]) -> dict[str, list[int]]:
@@ -77,20 +78,20 @@ class OneStep(DistributionMatching):
             "eps_s": noise.normal("distribution-matching/eps_s", step, start, count, self.shape),
         }
 
-    def generate(self, nets: Networks, eps: Array, labels: Array) -> Array:
+    def generate(self, nets: Networks, eps: Array, condition: Condition) -> Array:
         """x~ (batch, ...) from noise like it."""
-        return nets["student"](eps, array_namespace(eps).ones_like(eps[:, 0, 0, 0]), labels)
+        return nets["student"](eps, array_namespace(eps).ones_like(eps[:, 0, 0, 0]), condition)
 
     def loss(
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: None, ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of this turn; the student's x~ is a constant of the auxiliary's, z_s of both."""
-        labels, s = batch["labels"], draws["s"]
-        x = self.generate(nets, draws["eps_t"], labels)
+        condition, s = batch["condition"], draws["s"]
+        x = self.generate(nets, draws["eps_t"], condition)
         x_constant = ops.stop_gradient(x)
         z_s = diffuse(x_constant, draws["eps_s"], self.clock(s))
-        g_phi = nets["auxiliary"](z_s, s, labels)
+        g_phi = nets["auxiliary"](z_s, s, condition)
         if turn == "auxiliary":
             return self.denoising_loss(x_constant, g_phi, s), {}
-        loss, gap = self.distribution_loss(nets, x, z_s, g_phi, s, labels, ops)
+        loss, gap = self.distribution_loss(nets, x, z_s, g_phi, s, condition, ops)
         return loss, {"moment_gap": gap}

@@ -18,14 +18,16 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from harness.diffusion import WEIGHTS, Array, Clock, x_from_v
+from harness.conditions import Condition, unconditional
+from harness.diffusion import WEIGHTS, Array, Clock, guide, x_from_v
 from harness.errors import UserError
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from harness.samplers import equal_times
 
 Draws = dict[str, np.ndarray]
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
+"""Arrays by name; `condition` is a `Condition`."""
 
 
 class Options(BaseModel):
@@ -49,11 +51,17 @@ class Fresh:
     """A denoiser that starts from the initial weights of the run's seed."""
 
 
+Source = Literal["teacher", "parent"]
+
+
 @dataclass(frozen=True)
 class CopyOf:
-    """A network that starts as a copy of another run's result: the teacher's, or the parent's (`Method.parent`)."""
+    """A network that starts as a copy of another run's result: the teacher's, or the parent's (`Method.parent`).
 
-    source: Literal["teacher", "parent"] = "teacher"
+    Where no turn trains it, it is the teacher that is distilled, and is evaluated with the run's guidance.
+    """
+
+    source: Source = "teacher"
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,8 @@ class Turn:
     """Calls differentiated in the input alone, the parameters constant."""
     jvp: int = 0
     """Calls with a forward-mode derivative along the parameters."""
-
-    @property
-    def passes(self) -> int:
-        """Cost in forward passes: a backward pass counts 2, one in the inputs alone 1, a tangent along parameters 2."""
-        return self.forward + 3 * self.gradient + 2 * self.input_gradient + 3 * self.jvp
+    guided: int = 0
+    """Further calls without gradient where the teacher is guided: one for each of its evaluations."""
 
 
 class Ops(Protocol):
@@ -136,45 +141,69 @@ class Ops(Protocol):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """x_hat = denoiser(z, t, labels): a v-predicting network wrapped to predict x.
+    """x_hat = denoiser(z, t, condition): a v-predicting network wrapped to predict x, with guidance where it has any.
 
-    z (batch, channels, height, width) variance-preserving, t (batch,) in [0, 1], labels (batch,) integers with
-    num_classes meaning "none". With `features=True` the network's intermediate features are returned as well.
+    z (batch, channels, height, width) variance-preserving, t (batch,) in [0, 1], a condition for each. With
+    `features=True` the network's intermediate features, those of the conditional call, are returned as well.
     """
 
     apply: Callable[..., Any]
     params: Any
     clock: Clock
+    num_classes: int
+    guidance: float = 0.0
+    """w of g_c + w (g_c - g_u) (Ho & Salimans 2022); 0 is none."""
 
-    def __call__(self, z: Array, t: Array, labels: Array, *, features: bool = False) -> Any:
+    def __call__(self, z: Array, t: Array, condition: Condition, *, features: bool = False) -> Any:
         """The denoised x_hat, like z."""
-        v, intermediate = self.apply(self.params, z, t, labels)
-        x = x_from_v(z, v, self.clock(t))
+        v, intermediate = self.apply(self.params, z, t, condition)
+        x = self.guided(x_from_v(z, v, self.clock(t)), z, t, condition)
         return (x, intermediate) if features else x
 
+    def guided(self, conditional: Array, z: Array, t: Array, condition: Condition) -> Array:
+        """What guidance makes of the network's own x_hat; that itself where there is none."""
+        if self.guidance == 0:
+            return conditional
+        v, _ = self.apply(self.params, z, t, unconditional(condition, self.num_classes))
+        return guide(conditional, x_from_v(z, v, self.clock(t)), self.guidance)
+
     def at(self, params: Any) -> "Denoiser":
-        """The same network with other parameters (for gradients and JVPs in the parameters)."""
-        return replace(self, params=params)
+        """The network itself, without guidance, with these parameters (for gradients and JVPs in the parameters)."""
+        return replace(self, params=params, guidance=0.0)
+
+    def straight_through(self, params: Any, z: Array, t: Array, condition: Condition, ops: Ops) -> Array:
+        """The x_hat of a call, with the gradient in `params` of the network itself (the paper's for Algorithm 3)."""
+        plain = self.at(params)(z, t, condition)
+        if self.guidance == 0:
+            return plain
+        return plain + ops.stop_gradient(self.guided(plain, z, t, condition) - plain)
 
     def constant(self, ops: Ops) -> "Denoiser":
         """The same network with no gradient in its parameters; a trained network run so keeps no activations."""
-        return self.at({name: ops.stop_gradient(value) for name, value in self.params.items()})
+        return replace(self, params={name: ops.stop_gradient(value) for name, value in self.params.items()})
 
 
 Networks = Mapping[str, Any]
 """By name: a Denoiser, the function of a Head or a Pretrained, or a Preconditioner's arrays by parameter name."""
 
 
-def bind(starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping[str, Any], clock: Clock) -> Networks:
-    """What a loss sees of the parameters of every network and average."""
+def bind(
+    method: "Method", starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping[str, Any]
+) -> Networks:
+    """What a method's loss sees of the parameters of every network and average; `starts` are its `networks()`."""
+    trained = {name for turn in method.turns.values() for name in turn.trains}
 
     def one(name: str) -> Any:
         start = starts[name]
+        guided = isinstance(start, CopyOf) and name not in trained
         while isinstance(start, Average):
             start = starts[start.of]
         if isinstance(start, Head | Pretrained):
             return partial(start.apply, params[name])
-        return params[name] if isinstance(start, Preconditioner) else Denoiser(apply, params[name], clock)
+        if isinstance(start, Preconditioner):
+            return params[name]
+        guidance = method.guidance.get(start.source, 0.0) if guided and isinstance(start, CopyOf) else 0.0
+        return Denoiser(apply, params[name], method.clock, method.num_classes, guidance)
 
     return {name: one(name) for name in params}
 
@@ -182,7 +211,8 @@ def bind(starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping
 class Method(ABC):
     """Base class of every method. Subclasses set the class attributes and say what differs from the defaults.
 
-    A method object belongs to one student: `k` is the number of steps that the student is trained for.
+    A method object belongs to one student: `k` is the number of steps that the student is trained for, `guidance` the
+    weight with which each source is guided where it is distilled.
     """
 
     id: ClassVar[str]
@@ -197,14 +227,32 @@ class Method(ABC):
     sources: ClassVar[Mapping[str, int]] = {"data": 1}
     """Examples of each source for one sample of the batch. One: arrays (batch, ...); n: arrays (batch, n, ...)."""
 
-    def __init__(self, k: int, updates: int, clock: Clock, options: Any, spec: TransformerSpec) -> None:
+    def __init__(
+        self,
+        k: int,
+        updates: int,
+        clock: Clock,
+        options: Any,
+        spec: TransformerSpec,
+        guidance: Mapping[str, float] | None = None,
+    ) -> None:
         self.k, self.updates, self.clock, self.options, self.spec = k, updates, clock, options, spec
         self.shape, self.num_classes = (spec.channels, spec.size, spec.size), spec.num_classes
+        self.guidance: Mapping[str, float] = guidance or {}
 
     @property
     @abstractmethod
     def turns(self) -> Mapping[str, Turn]:
         """Every turn by name; a class attribute serves where the passes do not depend on k."""
+
+    def passes(self, turn: str) -> int:
+        """The cost of an update for each sample, in forward passes of an image.
+
+        A backward pass counts 2, one in the inputs alone 1, a tangent along the parameters 2.
+        """
+        calls = self.turns[turn]
+        guided = calls.guided if any(self.guidance.values()) else 0
+        return calls.forward + guided + 3 * calls.gradient + 2 * calls.input_gradient + 3 * calls.jvp
 
     @classmethod
     def parent(cls, student: str, steps: list[int]) -> str | None:

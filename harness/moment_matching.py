@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.conditions import each
 from harness.diffusion import Array, ddim, diffuse, inner, per_sample, posterior, squared_error, weight
 from harness.method import (
     Batch,
@@ -87,7 +88,10 @@ class AlternatingMomentMatching(MomentMatching):
 
     id = "moment-matching/alternating"
     sampler = "ancestral"
-    turns = {"auxiliary": Turn(("auxiliary",), forward=2), "student": Turn(("student",), forward=2)}
+    turns = {
+        "auxiliary": Turn(("auxiliary",), forward=2, guided=1),
+        "student": Turn(("student",), forward=2, guided=1),
+    }
 
     def networks(self) -> dict[str, Start]:
         """All three networks start from the teacher."""
@@ -101,13 +105,13 @@ class AlternatingMomentMatching(MomentMatching):
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: None, ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of this turn; x~ and z_s are constants of the auxiliary's, z_s and the bracket of the student's."""
-        labels, s, t = batch["labels"], draws["s"], draws["t"]
+        condition, s, t = batch["condition"], draws["s"], draws["t"]
         z_t = self.noised_data(batch, draws)
-        x = nets["student"](z_t, t, labels)
+        x = nets["student"](z_t, t, condition)
         x_constant = ops.stop_gradient(x)
         z_s = self.transition(z_t, x_constant, draws)
-        g_theta = ops.stop_gradient(nets["teacher"](z_s, s, labels))
-        g_phi = nets["auxiliary"](z_s, s, labels)
+        g_theta = ops.stop_gradient(nets["teacher"](z_s, s, condition))
+        g_phi = nets["auxiliary"](z_s, s, condition)
         w = weight(self.options.weight, self.clock(s), x_constant, g_theta)
         gap = {"moment_gap": (squared_error(g_phi, g_theta)).mean()}
         if turn == "auxiliary":
@@ -121,12 +125,13 @@ class InstantMomentMatching(MomentMatching):
     Of two independent batches, A gives nu = Lambda grad_theta E w(s) ||x~ - g_theta(z_s)||^2, a preconditioned step of
     the teacher towards the student's samples, and B moves the student against it. The paper prints x~^T J nu; the sign
     here is that of theta - nu, whose denoiser is g_theta - J nu to first order. The loss is then the unbiased two-batch
-    estimate of equation 9, which falls to zero, and its gradient is half of that equation's.
+    estimate of equation 9, which falls to zero, and its gradient is half of that equation's. A guided teacher has the
+    gradients of the unmodified one (straight-through).
     """
 
     id = "moment-matching/instant"
     sampler = "ancestral"
-    turns = {"student": Turn(("student",), forward=1, gradient=2, jvp=1)}
+    turns = {"student": Turn(("student",), forward=1, gradient=2, jvp=1, guided=2)}
     sources = {"data": 2}
 
     def networks(self) -> dict[str, Start]:
@@ -139,12 +144,12 @@ class InstantMomentMatching(MomentMatching):
         return {name: array.reshape(count, 2, *array.shape[1:]) for name, array in draws.items()}
 
     def _half(self, student: Denoiser, batch: Batch, draws: Batch, half: int, ops: Ops) -> tuple[Array, ...]:
-        """x~, z_s, s and labels of batch A (0) or B (1)."""
+        """x~, z_s, s and conditions of batch A (0) or B (1)."""
         draws = {name: array[:, half] for name, array in draws.items()}
-        batch = {name: array[:, half] for name, array in batch.items()}
+        batch = {name: each(lambda array: array[:, half], value) for name, value in batch.items()}
         z_t = self.noised_data(batch, draws)
-        x = student(z_t, draws["t"], batch["labels"])
-        return x, self.transition(z_t, ops.stop_gradient(x), draws), draws["s"], batch["labels"]
+        x = student(z_t, draws["t"], batch["condition"])
+        return x, self.transition(z_t, ops.stop_gradient(x), draws), draws["s"], batch["condition"]
 
     def _weight(self, s: Array, x: Array, g_theta: Array, ops: Ops) -> Array:
         return weight(self.options.weight, self.clock(s), ops.stop_gradient(x), ops.stop_gradient(g_theta))
@@ -152,10 +157,10 @@ class InstantMomentMatching(MomentMatching):
     def reduce(self, turn: str, nets: Networks, batch: Batch, draws: Batch, ops: Ops) -> dict[str, Array]:
         """nu, from batch A."""
         teacher = nets["teacher"]
-        x, z_s, s, labels = self._half(nets["student"].constant(ops), batch, draws, 0, ops)
+        x, z_s, s, condition = self._half(nets["student"].constant(ops), batch, draws, 0, ops)
 
         def error(params: dict[str, Array]) -> Array:
-            g_theta = teacher.at(params)(z_s, s, labels)
+            g_theta = teacher.straight_through(params, z_s, s, condition, ops)
             return (self._weight(s, x, g_theta, ops) * squared_error(x, g_theta)).mean()
 
         return {name: grad * nets["preconditioner"][name] for name, grad in ops.grad(error, teacher.params).items()}
@@ -165,7 +170,8 @@ class InstantMomentMatching(MomentMatching):
     ) -> tuple[Array, dict[str, Array]]:
         """Equation 9, estimated: E_B w(s) (sg[g_theta(z_s)] - x~)^T sg[J_theta(z_s) nu], nu being `reduced`."""
         teacher = nets["teacher"]
-        x, z_s, s, labels = self._half(nets["student"], batch, draws, 1, ops)
-        g_theta, slope = ops.jvp(lambda params: teacher.at(params)(z_s, s, labels), teacher.params, reduced)
+        x, z_s, s, condition = self._half(nets["student"], batch, draws, 1, ops)
+        plain, slope = ops.jvp(lambda params: teacher.at(params)(z_s, s, condition), teacher.params, reduced)
+        g_theta = teacher.guided(plain, z_s, s, condition)
         w = self._weight(s, x, g_theta, ops)
         return matching_loss(w, x - ops.stop_gradient(g_theta), slope, 0, ops), {}

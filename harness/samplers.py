@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from harness.diffusion import Array, Clock, Level, ddim, diffuse, guide, per_sample, posterior
+from harness.conditions import Condition
+from harness.diffusion import Array, Clock, Level, ddim, diffuse, per_sample, posterior
 from harness.noise import Noise
 
 Transition = Callable[[Array, Array, Level, Level, Array], Array]
@@ -35,10 +35,6 @@ def renoise(z_t: Array, x: Array, t: Level, s: Level, eps: Array) -> Array:
 FAMILIES: dict[str, Transition] = {"ancestral": ancestral, "ddim": ddim_step, "renoise": renoise}
 
 
-LABEL_POLICY = "balanced: image i has class i mod the number of classes"
-"""How `draw_images` chooses classes, as metric identities say it."""
-
-
 def equal_times(k: int) -> list[float]:
     """The k equal steps of the clock, from 1 down to 1/k; the step after the last ends at 0."""
     return [i / k for i in range(k, 0, -1)]
@@ -52,20 +48,16 @@ def nfe(steps: int, guidance: float) -> int:
 def sampling_step(
     clock: Clock,
     family: str,
-    guidance: float,
     upper_bound: float,
-    null_label: int,
     denoiser: Callable[..., Array],
     z: Array,
     t: Array,
     s: Array,
-    labels: Array,
+    condition: Condition,
     eps: Array,
 ) -> tuple[Array, Array]:
     """One step from time t to s (batch,): the next z_s and the denoised x_hat. Pure, for a backend to compile."""
-    x = denoiser(z, t, labels)
-    if guidance != 0:
-        x = guide(x, denoiser(z, t, array_namespace(z).full_like(labels, null_label)), guidance)
+    x = denoiser(z, t, condition)
     transition = partial(ancestral, upper_bound=upper_bound) if family == "ancestral" else FAMILIES[family]
     return transition(z, x, clock(t), clock(s), eps), x
 
@@ -75,27 +67,27 @@ def draw_images(
     to_numpy: Callable[[Array], np.ndarray],
     times: list[float],
     shape: tuple[int, int, int],
-    num_classes: int,
+    conditions: Callable[[int, int], Condition],
     n_samples: int,
     batch: int,
     seed: int,
     stochastic: bool,
     purpose: str = "sample",
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches of images (b, *shape) in [-1, 1], not clipped, and labels (b,): image i has class i % num_classes.
+) -> Iterator[np.ndarray]:
+    """Yield batches of images (b, *shape) in [-1, 1], not clipped; `conditions(start, count)` says what they show.
 
-    `step` is a compiled `sampling_step` that takes (z, t, s, labels, eps). All noise is addressed by the image's index,
-    so the images do not depend on the batch size; another `purpose` has noise of its own. The sample is the last x_hat
-    (Algorithm 1).
+    `step` is a compiled `sampling_step` that takes (z, t, s, condition, eps). All noise is addressed by the image's
+    index, so the images do not depend on the batch size; another `purpose` has noise of its own. The sample is the last
+    x_hat (Algorithm 1).
     """
     noise = Noise(seed)
     for start in range(0, n_samples, batch):
         count = min(batch, n_samples - start)
-        labels = np.arange(start, start + count) % num_classes
+        condition = conditions(start, count)
         z = x = noise.normal(f"{purpose}/start", 0, start, count, shape)
         eps = np.zeros_like(z)
         for i, (t, s) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
             if stochastic and s > 0:
                 eps = noise.normal(f"{purpose}/step", i, start, count, shape)
-            z, x = step(z, np.full(count, t, np.float32), np.full(count, s, np.float32), labels, eps)
-        yield to_numpy(x), labels
+            z, x = step(z, np.full(count, t, np.float32), np.full(count, s, np.float32), condition, eps)
+        yield to_numpy(x)

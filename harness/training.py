@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from harness.backends.base import Backend, Learner, Update
 from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.conditions import each
 from harness.datasets import unit_range
 from harness.errors import UserError
 from harness.files import write_atomic
@@ -58,10 +59,11 @@ class Schedule:
 class BatchStream:
     """Shuffled passes over one source; position n is a function of (seed, n) alone, so a resume needs no state.
 
-    `arrays`: equally long arrays by name, for "data" images and labels; uint8 ones are images (`unit_range`).
+    `arrays`: by name, equally long arrays, or others whose rows can be taken, such as a split's captions; for "data"
+    `images` and `condition`. uint8 ones are images (`unit_range`).
     """
 
-    def __init__(self, source: str, arrays: Mapping[str, np.ndarray], noise: Noise) -> None:
+    def __init__(self, source: str, arrays: Mapping[str, Any], noise: Noise) -> None:
         self.source, self.arrays, self.noise = source, arrays, noise
         self.size = len(next(iter(arrays.values())))
         self.epoch, self.order = -1, np.arange(0)
@@ -71,7 +73,7 @@ class BatchStream:
             self.epoch, self.order = epoch, self.noise.permutation(f"{self.source}/order", epoch, self.size)
         return self.order
 
-    def take(self, start: int, count: int) -> dict[str, np.ndarray]:
+    def take(self, start: int, count: int) -> dict[str, Any]:
         """Examples start .. start + count - 1 of the endless stream, each array (count, ...)."""
         index, size = np.empty(count, np.int64), self.size
         done = 0
@@ -80,7 +82,12 @@ class BatchStream:
             part = self._epoch_order(epoch)[offset : offset + count - done]
             index[done : done + len(part)] = part
             done += len(part)
-        return {name: unit_range(array[index]) for name, array in self.arrays.items()}
+        return {name: each(unit_range, array[index]) for name, array in self.arrays.items()}
+
+
+def grouped(value: Any, batch: int, n: int) -> Any:
+    """Examples (batch * n, ...) as (batch, n, ...), or as they are for n = 1."""
+    return value if n == 1 else each(lambda array: array.reshape(batch, n, *array.shape[1:]), value)
 
 
 def snapshot(folder: Path, update: int) -> Path:
@@ -219,12 +226,11 @@ class Run:
     def _inputs(self, step: int) -> tuple[Batch, Batch]:
         """The examples and the draws of update number `step`."""
         batch = self.schedule.batch
-        examples: dict[str, np.ndarray] = {}
+        examples: dict[str, Any] = {}
         for source, n in self.method.sources.items():
-            arrays = self.data[source].take(step * batch * n, batch * n)
+            found = self.data[source].take(step * batch * n, batch * n)
             prefix = "" if source == "data" else f"{source}/"
-            group = (batch,) if n == 1 else (batch, n)
-            examples |= {f"{prefix}{key}": value.reshape(*group, *value.shape[1:]) for key, value in arrays.items()}
+            examples |= {f"{prefix}{key}": grouped(value, batch, n) for key, value in found.items()}
         return examples, self.method.draw(self.noise, step, 0, batch)
 
     def _log_line(self, step: int, turn: str, update: Update, rate: float, speed: float) -> str:
@@ -262,7 +268,7 @@ class Run:
         return step
 
     def _measurements(self) -> dict[str, Any]:
-        turns = [self.method.turns[self.method.turn(step)].passes for step in range(self.schedule.updates)]
+        turns = [self.method.passes(self.method.turn(step)) for step in range(self.schedule.updates)]
         return {
             "updates": self.schedule.updates,
             "train_passes": sum(turns) * self.schedule.batch,

@@ -5,14 +5,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.addresses import TEACHER, RunAddress, Setting
+from harness.addresses import TEACHER, RunAddress, Setting, guidance_suffix
 from harness.backends.base import Adam
 from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
-from harness.method import Method, Pretrained, get_method
+from harness.method import CopyOf, Method, Pretrained, get_method
 from harness.metrics.config import DuringConfig
 from harness.networks.transformer import TransformerSpec
+from harness.samplers import nfe
 from harness.training import Schedule
 
 DEFAULT_RESULTS = Path("results/runs")
@@ -32,6 +33,10 @@ class Workspace:
     def data(self, split: str) -> Path:
         """Images and labels of one split (train, heldout)."""
         return self.root / "data" / f"{split}.npz"
+
+    def text(self, split: str) -> Path:
+        """Features of the captions of one split."""
+        return self.root / "text" / f"{split}.npz"
 
     def reference(self, split: str) -> Path:
         """Reference features and statistics of one split."""
@@ -61,27 +66,45 @@ class Workspace:
         """The profile's clock."""
         return make_clock(**self.profile.clock.model_dump())
 
-    def spec(self, shape: tuple[int, ...], num_classes: int) -> TransformerSpec:
-        """The network for images of this shape (channels, size, size)."""
+    def spec(self, shape: tuple[int, ...], num_classes: int, text_width: int = 0) -> TransformerSpec:
+        """The network for images of this shape (channels, size, size), and captions of this width where there are."""
         channels, height, width = shape
         network = self.profile.network
         if height != width or height % network.patch:
             raise UserError(f"network.patch: {network.patch} does not divide the images of {height}x{width} pixels")
-        return TransformerSpec(channels, height, **network.model_dump(), num_classes=num_classes)
+        return TransformerSpec(channels, height, **network.model_dump(), num_classes=num_classes, text_width=text_width)
 
-    def method_config(self, method: str, variant: str) -> MethodConfig:
-        """The profile's section of a method. Raises UserError where the profile does not name it."""
-        get_method(method)
-        for config in self.profile.variants:
-            if (config.id, config.variant) == (method, variant):
+    def method_config(self, address: RunAddress) -> MethodConfig:
+        """The profile's section of a run's method. Raises UserError where the profile does not name it."""
+        get_method(address.method)
+        alike = [c for c in self.profile.variants if (c.id, c.variant) == (address.method, address.variant)]
+        for config in alike:
+            if address.guidance in config.guidance:
                 return config
-        named = ", ".join(f"{config.id} ({config.variant})" for config in self.profile.variants)
-        raise UserError(f"profile {self.profile.name!r} has no {method!r} with variant {variant!r}; it has: {named}")
+        where = f"profile {self.profile.name!r} has no {address.method!r} with variant {address.variant!r}"
+        if alike:
+            weights = ", ".join(f"{weight:g}" for config in alike for weight in config.guidance)
+            raise UserError(f"{where} and guidance {address.guidance:g}; it has: {weights} (--guidance)")
+        named = ", ".join(dict.fromkeys(f"{config.id} ({config.variant})" for config in self.profile.variants))
+        raise UserError(f"{where}; it has: {named}")
 
     def make_method(self, address: RunAddress, spec: TransformerSpec) -> Method:
         """The method object of one run, its options validated."""
-        method, (schedule, _) = get_method(address.method), self.training(address)
-        return method(max(self.steps(address)), schedule.updates, self.clock, self.options(address), spec)
+        schedule, _ = self.training(address)
+        return self._method(address, schedule.updates, spec)
+
+    def _method(self, address: RunAddress, updates: int, spec: TransformerSpec) -> Method:
+        method_class, options = get_method(address.method), self.options(address)
+        if not address.guidance:
+            return method_class(max(self.steps(address)), updates, self.clock, options, spec)
+        # a parent that is a student has been guided already
+        parent = address.guidance if self.parent(address).method == TEACHER else 0.0
+        guidance = {"teacher": address.guidance, "parent": parent}
+        method = method_class(max(self.steps(address)), updates, self.clock, options, spec, guidance)
+        trained = {name for turn in method.turns.values() for name in turn.trains}
+        if not any(isinstance(s, CopyOf) and name not in trained for name, s in method.networks().items()):
+            raise UserError(f"{address.method}: has no teacher to guide; set its guidance to [0.0]")
+        return method
 
     def teacher(self, address: RunAddress) -> RunAddress:
         """The teacher of a run's backend and seed; a seed without a teacher of its own shares that of the first."""
@@ -91,7 +114,7 @@ class Workspace:
 
     def parent(self, address: RunAddress) -> RunAddress:
         """The run whose result `CopyOf("parent")` copies: another student where the method chains them."""
-        config = self.method_config(address.method, address.variant)
+        config = self.method_config(address)
         student = get_method(address.method).parent(address.student, config.steps)
         if student is None:
             return self.teacher(address)
@@ -105,9 +128,9 @@ class Workspace:
             chain.append(address)
         return chain
 
-    def pairs(self, teacher: RunAddress) -> Path:
+    def pairs(self, teacher: RunAddress, guidance: float) -> Path:
         """Pairs of noise and image along a teacher's deterministic sampler."""
-        return self.run(teacher) / "pairs.safetensors"
+        return self.run(teacher) / f"pairs{guidance_suffix(guidance)}.safetensors"
 
     def needs_pairs(self, address: RunAddress) -> bool:
         """Whether a run trains on pairs. Raises UserError where the profile says nothing of them."""
@@ -130,16 +153,17 @@ class Workspace:
             if isinstance(start, Pretrained):
                 start.files()
 
-    def pairs_config(self, teacher: RunAddress) -> dict[str, Any]:
+    def pairs_config(self, teacher: RunAddress, guidance: float) -> dict[str, Any]:
         """Everything in the profile that a teacher's pairs depend on."""
-        return {**self.run_config(teacher), "pairs": self.require_pairs().model_dump(mode="json")}
+        guided = {"guidance": guidance} if guidance else {}
+        return {**self.run_config(teacher), "pairs": self.require_pairs().model_dump(mode="json"), **guided}
 
     def pair_passes(self, address: RunAddress) -> int:
         """Network passes of an image that a run's pairs cost; 0 where it trains on none."""
         if address.method == TEACHER or not self.needs_pairs(address):
             return 0
         pairs = self.require_pairs()
-        return pairs.count * pairs.steps
+        return pairs.count * nfe(pairs.steps, address.guidance)
 
     def checkpoint(self, address: RunAddress) -> Path:
         """The result of one run."""
@@ -151,14 +175,14 @@ class Workspace:
         if address.method == TEACHER:
             keys = method.Options.model_fields
             return validate_options(method.Options, self.profile.teacher.model_dump(include=set(keys)), "teacher")
-        config = self.method_config(address.method, address.variant).for_student(address.student)
+        config = self.method_config(address).for_student(address.student)
         return validate_options(method.Options, config.options, f"options of {address.method} ({address.variant})")
 
     def steps(self, address: RunAddress) -> list[int]:
         """The step counts that a student is trained and sampled for. Raises UserError for an unknown student."""
         if address.method == TEACHER:
             return [1]
-        students = get_method(address.method).students(self.method_config(address.method, address.variant).steps)
+        students = get_method(address.method).students(self.method_config(address).steps)
         if address.student not in students:
             raise UserError(f"{address.method} has no student {address.student!r}; it has: {', '.join(students)}")
         return students[address.student]
@@ -192,7 +216,7 @@ class Workspace:
         profile = self.profile
         config: Any = profile.teacher
         if address.method != TEACHER:
-            config = self.method_config(address.method, address.variant).for_student(address.student)
+            config = self.method_config(address).for_student(address.student)
         optimiser: OptimiserConfig = config.optimiser
         matched = profile.matched_passes is not None and address.method != TEACHER
         schedule = Schedule(
@@ -211,11 +235,11 @@ class Workspace:
         budget = (self.profile.matched_passes or 0) * len(self.steps(address)) - self.pair_passes(address)
         patch = self.profile.network.patch
         spec = self.spec((1, patch, patch), 1)  # the passes do not depend on the images
-        method = get_method(address.method)(max(self.steps(address)), 1, self.clock, self.options(address), spec)
-        updates, spent = 0, batch * method.turns[method.turn(0)].passes
+        method = self._method(address, 1, spec)
+        updates, spent = 0, batch * method.passes(method.turn(0))
         while spent <= budget:
             updates += 1
-            spent += batch * method.turns[method.turn(updates)].passes
+            spent += batch * method.passes(method.turn(updates))
         if updates == 0:
             raise UserError(f"matched_passes: too few for one update of {address.method}; raise it")
         return updates
@@ -232,12 +256,17 @@ class Workspace:
             ),
             "seed": self.teacher(address).seed,
         }
+        if profile.text is not None:
+            shared["text"] = profile.text.content
         if address.method == TEACHER:
             return shared
-        config = self.method_config(address.method, address.variant).for_student(address.student)
-        own = config.model_dump(mode="json", exclude={"steps", "overrides", "checkpoint_every", "backends", "repeats"})
+        config = self.method_config(address).for_student(address.student)
+        elsewhere = {"steps", "guidance", "overrides", "checkpoint_every", "backends", "repeats"}
+        own = config.model_dump(mode="json", exclude=elsewhere)
         own |= {"name": address.student, "steps": self.steps(address), "seed": address.seed}
         own |= {"updates": self.training(address)[0].updates}
+        if address.guidance:
+            own |= {"guidance": address.guidance}
         if self.needs_pairs(address):
             own |= {"pairs": self.require_pairs().model_dump(mode="json")}
         parent = self.parent(address)
@@ -287,9 +316,10 @@ class Workspace:
                         f"steps {config.steps} it has: {known}"
                     )
             runs += [
-                RunAddress(backend, config.id, config.variant, student, seed)
+                RunAddress(backend, config.id, config.variant, student, seed, guidance)
                 for backend in config.backends or self.profile.backends
                 for student in students
+                for guidance in config.guidance
                 for seed in self._seeds(config, backend, student)
             ]
         return runs

@@ -38,7 +38,7 @@ class Learner(ABC):
     """The live networks of one training run with their optimisers and averages."""
 
     apply: Callable[..., Any]
-    """The denoisers' network as a function (params, z, t, labels) -> (v, features)."""
+    """The denoisers' network as a function (params, z, t, condition) -> (v, features)."""
 
     def __init__(self, method: Method, spec: TransformerSpec, weights: Mapping[str, Weights], adam: Adam) -> None:
         self.method, self.spec, self.adam = method, spec, adam
@@ -51,7 +51,7 @@ class Learner(ABC):
 
     def nets(self, params: Mapping[str, Any]) -> Networks:
         """What reduce and loss see of `params`, the parameters of every network and average by name."""
-        return bind(self.starts, self.apply, params, self.method.clock)
+        return bind(self.method, self.starts, self.apply, params)
 
     @abstractmethod
     def start(self, weights: Mapping[str, Weights]) -> None:
@@ -111,9 +111,12 @@ class Backend(ABC):
 
     @abstractmethod
     def denoiser_step(
-        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock
+        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock, guidance: float = 0.0
     ) -> Callable[..., Any]:
-        """Compile a sampling step `step(denoiser, *arrays)` of one network, without gradients, for NumPy arrays."""
+        """Compile a sampling step `step(denoiser, *arrays)` of one network, without gradients, for NumPy arrays.
+
+        Its denoiser is guided. Among the arrays there may be conditions.
+        """
 
     @abstractmethod
     def to_numpy(self, x: Array) -> np.ndarray:

@@ -13,6 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from harness.backends.base import Adam, Backend, Learner, Update, Weights
+from harness.conditions import Condition
 from harness.diffusion import Array, Clock
 from harness.method import Batch, Denoiser, Method, Networks
 from harness.networks.jax import Transformer
@@ -46,9 +47,9 @@ def _apply(spec: TransformerSpec) -> Callable[..., Any]:
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
-    def apply(params: Mapping[str, Array], z: Array, t: Array, labels: Array) -> Any:
+    def apply(params: Mapping[str, Array], z: Array, t: Array, condition: Condition) -> Any:
         leaves = jax.tree_util.tree_unflatten(structure, [params[name] for name in names])
-        return eqx.combine(leaves, static)(z, t, labels)
+        return eqx.combine(leaves, static)(z, t, condition)
 
     return apply
 
@@ -77,6 +78,8 @@ class JaxLearner(Learner):
             turn: jax.jit(partial(self._step, turn), donate_argnums=(0, 2, 3)) for turn in self.method.turns
         }
         self.compiled_gradients = {turn: jax.jit(partial(self._value_and_grad, turn)) for turn in self.method.turns}
+        # by itself: as a part of the step it makes XLA's program slower than the two are together
+        self.compiled_reduce = {turn: jax.jit(partial(self._reduce, turn)) for turn in self.method.turns}
 
     def _split(self, turn: str) -> tuple[dict[str, Any], dict[str, Any]]:
         trains = self.method.turns[turn].trains
@@ -87,9 +90,10 @@ class JaxLearner(Learner):
     def _nets(self, vectors: Mapping[str, Array]) -> Networks:
         return self.nets({name: self.parts[name](vector) for name, vector in vectors.items()})
 
-    def _value_and_grad(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch) -> Any:
-        reduced = self.method.reduce(turn, self._nets({**trained, **frozen}), batch, draws, JaxOps())
+    def _reduce(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch) -> Any:
+        return self.method.reduce(turn, self._nets({**trained, **frozen}), batch, draws, JaxOps())
 
+    def _value_and_grad(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch, reduced: Any) -> Any:
         def loss(vectors: Any) -> tuple[Array, dict[str, Array]]:
             return self.method.loss(turn, self._nets({**vectors, **frozen}), batch, draws, reduced, JaxOps())
 
@@ -104,10 +108,11 @@ class JaxLearner(Learner):
         averaged: Any,
         batch: Batch,
         draws: Batch,
+        reduced: Any,
         learning_rate: Array,
         decays: Mapping[str, Array],
     ) -> Any:
-        (loss, logs), grads = self._value_and_grad(turn, trained, {**frozen, **averaged}, batch, draws)
+        (loss, logs), grads = self._value_and_grad(turn, trained, {**frozen, **averaged}, batch, draws, reduced)
         norms = {name: jnp.linalg.norm(grad) for name, grad in grads.items()}
         total = jnp.sqrt(sum(norm**2 for norm in norms.values()))
         scale = jnp.minimum(self.adam.clip / total, 1.0)
@@ -124,6 +129,8 @@ class JaxLearner(Learner):
     ) -> Callable[[], Update]:
         """One optimiser step, with the gradient scaled to the bound on its norm."""
         trained, frozen = self._split(turn)
+        batch, draws = dict(batch), dict(draws)
+        reduced = self.compiled_reduce[turn](trained, frozen, batch, draws)
         followers = [name for name, average in self.averages.items() if average.of in trained]
         frozen = {name: params for name, params in frozen.items() if name not in followers}  # those are donated
         trained, self.moments[turn], averaged, loss, norms, logs = self.compiled[turn](
@@ -131,8 +138,9 @@ class JaxLearner(Learner):
             frozen,
             self.moments[turn],
             {name: self.averaged[name] for name in followers},
-            dict(batch),
-            dict(draws),
+            batch,
+            draws,
+            reduced,
             np.float32(learning_rate),
             {name: np.float32(decays[name]) for name in followers},
         )
@@ -147,7 +155,8 @@ class JaxLearner(Learner):
 
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""
-        (loss, _), grads = self.compiled_gradients[turn](*self._split(turn), dict(batch), dict(draws))
+        inputs = *self._split(turn), dict(batch), dict(draws)
+        (loss, _), grads = self.compiled_gradients[turn](*inputs, self.compiled_reduce[turn](*inputs))
         return float(loss), {name: self._arrays(name, grad) for name, grad in grads.items()}
 
     def _arrays(self, name: str, vector: Array) -> Weights:
@@ -199,11 +208,13 @@ class JaxBackend(Backend):
         return JaxLearner(method, spec, weights, adam)
 
     def denoiser_step(
-        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock
+        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock, guidance: float = 0.0
     ) -> Callable[..., Any]:
         """`step(denoiser, *arrays)`, compiled."""
         apply, params = _apply(spec), _device(weights)
-        compiled = jax.jit(lambda params, *arrays: step(Denoiser(apply, params, clock), *arrays))
+        compiled = jax.jit(
+            lambda params, *arrays: step(Denoiser(apply, params, clock, spec.num_classes, guidance), *arrays)
+        )
         return lambda *arrays: compiled(params, *arrays)
 
     def to_numpy(self, x: Array) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from harness.backends.base import Adam, Backend, Learner, Update, Weights
+from harness.conditions import Condition
 from harness.diffusion import Array, Clock
 from harness.method import Batch, Denoiser, Method
 from harness.networks.torch import Transformer
@@ -57,12 +58,12 @@ def _apply(spec: TransformerSpec) -> Callable[..., Any]:
     owners = [(name, *name.rpartition(".")[::2]) for name in names]
     slots = [(name, module.get_submodule(path)._parameters, own) for name, path, own in owners]
 
-    def apply(params: Mapping[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> Any:
+    def apply(params: Mapping[str, Tensor], z: Tensor, t: Tensor, condition: Condition) -> Any:
         if params.keys() != names:
             raise ValueError(f"parameters that are missing or unknown: {', '.join(sorted(params.keys() ^ names))}")
         for name, slot, own in slots:  # as torch.func.functional_call, whose bookkeeping takes as long as a block
             slot[own] = params[name]  # type: ignore[assignment]
-        return module(z, t, labels)
+        return module(z, t, condition)
 
     return apply
 
@@ -73,8 +74,9 @@ def _remembering(clock: Clock) -> Clock:
     return lambda t: remembered(t) if isinstance(t, Tensor) else clock(t)
 
 
-def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(array)).to(_device()) for name, array in arrays.items()}
+def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = tree_map(lambda array: torch.from_numpy(np.array(array)).to(_device()), dict(arrays))
+    return copied
 
 
 def _vector(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -202,14 +204,14 @@ class TorchBackend(Backend):
         return TorchLearner(method, spec, weights, adam)
 
     def denoiser_step(
-        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock
+        self, spec: TransformerSpec, weights: Weights, step: Callable[..., Any], clock: Clock, guidance: float = 0.0
     ) -> Callable[..., Any]:
         """`step(denoiser, *arrays)` without gradients."""
-        denoiser = Denoiser(_apply(spec), _tensors(weights), clock)
+        denoiser = Denoiser(_apply(spec), _tensors(weights), clock, spec.num_classes, guidance)
 
         def run(*arrays: Any) -> Any:
             with torch.no_grad():
-                return step(denoiser, *(torch.as_tensor(array, device=_device()) for array in arrays))
+                return step(denoiser, *tree_map(lambda array: torch.as_tensor(array, device=_device()), arrays))
 
         return run
 

@@ -84,7 +84,12 @@ def cmmd(generated: np.ndarray, reference: np.ndarray) -> float:
 
 
 def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
-    """Mean of 100 cos(image, caption) over pairs of rows (n, d) (Hessel et al. 2021, without its factor and its clip).
+    """The mean of `clip_scores`."""
+    return float(clip_scores(image_features, text_features).mean())
+
+
+def clip_scores(image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
+    """100 cos(image, caption) (n,) of pairs of rows (n, d) (Hessel et al. 2021, without its factor and its clip).
 
     Raises UserError where the numbers of rows differ.
     """
@@ -92,7 +97,8 @@ def clip_score(image_features: np.ndarray, text_features: np.ndarray) -> float:
         raise UserError(
             f"CLIP score: {len(text_features)} captions for {len(image_features)} images; give one for each"
         )
-    return float(CLIP_SCORE_SCALE * (_normalised(image_features) * _normalised(text_features)).sum(axis=1).mean())
+    scores: np.ndarray = CLIP_SCORE_SCALE * (_normalised(image_features) * _normalised(text_features)).sum(axis=1)
+    return scores
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:

@@ -65,6 +65,9 @@ class EvaluationConfig(StrictModel):
     fid_parts: Distinct[Annotated[int, AfterValidator(_merges_folds)]] = Field(
         [], description="FID also of this many disjoint parts of the images, and its limit for infinitely many"
     )
+    clip: ExtractorSection | None = Field(
+        None, description="the CLIP whose score images and captions get: as `extractor`"
+    )
     during: DuringConfig | None = Field(None, description="evaluation while students train as well")
 
     @model_validator(mode="after")

@@ -15,7 +15,11 @@ from harness.validation import suggest
 # name -> module with `load() -> Extractor`; modules are imported on use because their libraries are heavy.
 # These are committed with their weights, which `train_extractor` makes and `validate` measures;
 # `pretrained.PRETRAINED` has those that read published weights.
-EXTRACTORS = {"digits-cnn": "harness.metrics.digits_cnn", "shapes-cnn": "harness.metrics.shapes_cnn"}
+EXTRACTORS = {
+    "digits-cnn": "harness.metrics.digits_cnn",
+    "shapes-cnn": "harness.metrics.shapes_cnn",
+    "shapes-clip": "harness.metrics.shapes_clip",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +104,13 @@ def module_of(config: ExtractorConfig) -> str:
     if config.name in pretrained.PRETRAINED:
         return pretrained.PRETRAINED[config.name].module
     raise UserError(f"unknown extractor {config.name!r}; {suggest(config.name, [*EXTRACTORS, *pretrained.PRETRAINED])}")
+
+
+CLIPS = ("harness.metrics.clip", "harness.metrics.shapes_clip")
+"""Modules whose extractors embed captions beside images: `clip.ClipExtractor`."""
+
+
+def require_clip(config: ExtractorConfig) -> None:
+    """Raise UserError where an extractor embeds no captions, without which there is no CLIP score."""
+    if module_of(config) not in CLIPS:
+        raise UserError(f"{config.name!r} is no CLIP, which the CLIP score needs; name one, for example clip-vit-l-14")

@@ -17,6 +17,7 @@ from harness.datasets import ImageSet
 from harness.datasets.shapes import HELD_OUT
 from harness.datasets.shapes_captions import VOCABULARY
 from harness.errors import UserError
+from harness.metrics.clip import ClipExtractor
 from harness.metrics.committed import read_weights, reproducible, write_weights
 from harness.metrics.images import from_uint8, require_uint8
 from harness.validation import suggest
@@ -110,6 +111,19 @@ def tokenize(captions: Sequence[str]) -> Tensor:
             raise UserError(f"{caption!r}: has {len(words)} words; {CONTEXT - 1} are the most")
         tokens[row, : len(words) + 1] = torch.tensor([number[word] for word in words] + [END])
     return tokens
+
+
+def load() -> ClipExtractor:
+    """The committed model as an extractor: image embeddings of unit length, no logits; and captions alike."""
+    model = load_clip()
+
+    def forward(images: np.ndarray) -> tuple[np.ndarray, None]:
+        return model.encode_image(images), None
+
+    return ClipExtractor(
+        "shapes-clip", model.weights_hash, "none", DIMENSION, IMAGE_SHAPE, forward, cheap=True,
+        encode_text=model.encode_text,
+    )  # fmt: skip
 
 
 def load_clip() -> ShapesCLIP:

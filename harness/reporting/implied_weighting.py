@@ -54,11 +54,11 @@ def implied_weights(clock: Clock, family: str, k: int, prediction: Prediction) -
     for i, unit in enumerate(np.eye(k)):
         latent, t, s = z, times[i : i + 1], times[i + 1 : i + 2]
         denoiser = partial(_denoise, clock, prediction, unit[None])
-        z, x = sampling_step(clock, family, 0.0, 0.0, 0, denoiser, z, t, s, label, no_noise)
+        z, x = sampling_step(clock, family, 0.0, denoiser, z, t, s, label, no_noise)
     return Weights(x[0], latent[0])
 
 
-def _denoise(clock: Clock, prediction: Prediction, value: Array, z: Array, t: Array, labels: Array) -> Array:
+def _denoise(clock: Clock, prediction: Prediction, value: Array, z: Array, t: Array, condition: Array) -> Array:
     return value if prediction == "x" else x_from_v(z, value, clock(t))
 
 

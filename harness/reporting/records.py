@@ -21,7 +21,10 @@ FIRST_BACKENDS = ["-", "torch", "jax"]
 
 
 class Row(BaseModel):
-    """One line of main.csv, in its column order; a null is an empty cell."""
+    """One line of main.csv, in its column order; a null is an empty cell.
+
+    `clip` and `attribute_accuracy` are those of text-to-image profiles; without any, main.csv lacks these columns.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -41,6 +44,8 @@ class Row(BaseModel):
     kid: float
     precision: float
     recall: float
+    clip: float | None = None
+    attribute_accuracy: float | None = None
     updates: int | None
     train_passes: int | float | None
     train_seconds: float | None
@@ -56,7 +61,8 @@ class Extra(BaseModel):
     `nn_distance_heldout` is given by the real-data floor alone, `class_distance` (mean distance between features of
     one class) by records that measured it, and so are the rest: `fid_folds`, the FID without each fold of the images;
     `fid_log_se`, the jackknife's standard error of log FID; `fid_by_n` and `fid_infinity`, the FID of fewer images and
-    its limit for infinitely many.
+    its limit for infinitely many. Of captioned images: `clip_se`, the standard error of the CLIP score over images, and
+    `attributes`, the shares of images in which each attribute is right, for `one_object` and for `two_objects`.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
@@ -71,6 +77,8 @@ class Extra(BaseModel):
     fid_log_se: float | None = None
     fid_by_n: dict[int, float] | None = None
     fid_infinity: float | None = None
+    clip_se: float | None = None
+    attributes: dict[str, dict[str, float]] | None = None
 
 
 class Record(BaseModel):
@@ -101,8 +109,9 @@ class Record(BaseModel):
 
 
 COLUMNS = [field.alias or name for name, field in Row.model_fields.items()]
+CAPTION_COLUMNS = ["clip", "attribute_accuracy"]
 # Averaged over seeds: metrics with their spread, costs without.
-METRICS = ["fid", "is", "kid", "precision", "recall", "fid_heldout", "nn_distance", "nn_distance_heldout"]
+METRICS = ["fid", "is", "kid", "precision", "recall", *CAPTION_COLUMNS, "fid_heldout", "nn_distance", "nn_distance_heldout"]
 METRICS += ["class_distance", "images_per_second"]
 COSTS = ["updates", "train_passes", "train_seconds", "peak_memory_mb"]
 # Rows may be compared where these agree.

@@ -16,6 +16,7 @@ from harness.files import write_atomic
 from harness.reporting.naming import frechet
 from harness.reporting.records import (
     ALIKE,
+    CAPTION_COLUMNS,
     COLUMNS,
     DASH,
     Record,
@@ -48,6 +49,8 @@ METRIC_COLUMNS = [
     Metric("kid", f"KID-{{n}} {TIMES}10³ ↓", "min", scale=1e3),
     Metric("precision", "Precision-{n} ↑", "max", decimals=3),
     Metric("recall", "Recall-{n} ↑", "max", decimals=3),
+    Metric("clip", "CLIP score-{n} ↑", "max", decimals=1),
+    Metric("attribute_accuracy", "Attributes-{n} ↑", "max", decimals=3),
     Metric("fid_heldout", "{frechet}-{n} held-out ↓", "min"),
     Metric("nn_distance", "NN distance", decimals=3),
 ]
@@ -74,7 +77,8 @@ class Block:
 
 def main_table(records: Sequence[Record]) -> pd.DataFrame:
     """The columns of main.csv, one line a record, in the records' order; nulls are NaN or NA."""
-    return frame(records)[COLUMNS]
+    table = frame(records)[COLUMNS]
+    return table.drop(columns=[name for name in CAPTION_COLUMNS if table[name].isna().all()])
 
 
 def write_tables(paths: Sequence[Path | str], folder: Path | str) -> None:

@@ -55,7 +55,7 @@ def run(workspace: Workspace, out: Path | None) -> None:
 
 def beside_loops_by_hand(workspace: Workspace, data: ImageSet) -> Iterator[Row]:
     """The update of the teacher and of both turns of Algorithm 2 against the same update written by hand."""
-    steps = max(workspace.method_config(MATCHING, "default").steps)
+    steps = max(workspace.method_config(RunAddress("torch", MATCHING, "default", "k1", 0)).steps)
     for turn, method in BY_HAND.items():
         contenders: Contenders = {}
         for backend in BACKENDS:

@@ -1,31 +1,26 @@
 """`fewstep evaluate --during`: the best of a run's evaluations while it trained, beside the last."""
 
-import numpy as np
-
 from harness.addresses import RunAddress
 from harness.checkpoint import load_checkpoint, require_config
-from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.metrics.cache import FeatureCache
-from harness.metrics.evaluate import evaluate_images
-from harness.metrics.extraction import in_batches, stream_moments
-from harness.metrics.extractors import load_extractor
-from harness.metrics.reference import Reference
-from harness.metrics.scores import fid
 from harness.networks.transformer import TransformerSpec
+from harness.prompts import prompts
 from harness.training import snapshot
 from harness.verbs.evaluate import describe, write_record
+from harness.verbs.judge import Judge
 from harness.verbs.sample import draw
 from harness.workspace import Workspace
 
 
-def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+def run(
+    workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int, guidance: float = 0.0
+) -> None:
     """Write selected-<setting>.json for each setting of the run: scores of the weights whose FID was the lowest.
 
     Every evaluation has the same noise and labels. The record also holds the FID after each number of updates, that of
     the last weights, and that of the selected ones on fresh noise, which selection cannot have favoured.
     """
-    address = RunAddress(backend, method, variant, student, seed)
+    address = RunAddress(backend, method, variant, student, seed, guidance)
     during = workspace.during(address)
     if during is None:
         raise UserError(
@@ -35,32 +30,24 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     schedule, _ = workspace.training(address)
     paths = {update: snapshot(workspace.run(address), update) for update in schedule.snapshots}
     paths[schedule.updates] = workspace.checkpoint(address)
-    extractor = load_extractor(workspace.profile.extractor)
-    train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
-    train_images = ImageSet.load(workspace.data("train")).pixels
-    cache = FeatureCache(workspace.features)
-
-    def fid_of(images: np.ndarray) -> float:
-        return fid(stream_moments(in_batches(images, extractor), extractor), train.moments)
-
+    judge = Judge(workspace)
     for setting in workspace.settings(address):
         fids: dict[int, float] = {}
         for update, path in paths.items():
             weights, manifest = load_checkpoint(path)
             require_config(path, manifest, workspace.run_config(address))
             spec = TransformerSpec(**manifest["network"])
-            images, labels, rate = draw(workspace, address, setting, spec, weights, during.n_samples, "during")
-            fids[update] = fid_of(images)
+            given = prompts(workspace, spec.num_classes)
+            images, rate = draw(workspace, address, setting, spec, weights, given, during.n_samples, "during")
+            fids[update] = judge.fid(images)
             if (best := min(fids, key=fids.__getitem__)) == update:
                 selected, selected_images, selected_digest = weights, images, manifest["digest"]
-        scores = evaluate_images(
-            selected_images, labels, extractor, train, heldout, train_images, cache, uncertainty=True
-        )
-        fresh, _, _ = draw(workspace, address, setting, spec, selected, during.n_samples, "during/fresh")
+        scores = judge.scores(selected_images, given.labels[given.rows(0, during.n_samples)])
+        fresh, _ = draw(workspace, address, setting, spec, selected, given, during.n_samples, "during/fresh")
         scores |= {"fid_by_update": fids, "best_update": best}
-        scores |= {"fid_last": fids[schedule.updates], "fid_fresh": fid_of(fresh)}
+        scores |= {"fid_last": fids[schedule.updates], "fid_fresh": judge.fid(fresh)}
         row = describe(workspace, address, setting, spec.n_parameters, round(rate, 1))
         row |= {"convention": f"best of {len(fids)} evaluations", "n_samples": during.n_samples}
         provenance = {"config": workspace.selection_digest(address), "checkpoint": selected_digest}
-        write_record(workspace.selected(address, setting), workspace, row, scores, extractor, train, provenance)
+        write_record(workspace.selected(address, setting), workspace, row, scores, judge, provenance)
         print(f"{backend} {method} {setting.name}: best FID {fids[best]:.3f} at update {best} of {schedule.updates}")

@@ -6,16 +6,14 @@ from typing import Any
 
 from harness.addresses import TEACHER, RunAddress, Setting
 from harness.checkpoint import load_checkpoint
-from harness.datasets import ImageSet
 from harness.datasets.archive import load_arrays
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.metrics.cache import FeatureCache
-from harness.metrics.evaluate import evaluate_images, metric_identity
-from harness.metrics.extractors import Extractor, load_extractor
-from harness.metrics.reference import Reference
+from harness.metrics.captions import SCORES as CAPTION_SCORES
+from harness.metrics.evaluate import metric_identity
 from harness.provenance import run_record
-from harness.samplers import LABEL_POLICY, nfe
+from harness.samplers import nfe
+from harness.verbs.judge import Judge
 from harness.workspace import Workspace
 
 METRICS = ("fid", "is", "kid", "precision", "recall")
@@ -23,9 +21,11 @@ CONVENTION = "final"
 """The last weights of training are evaluated, once; no checkpoint is selected by a metric."""
 
 
-def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+def run(
+    workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int, guidance: float = 0.0
+) -> None:
     """Write metrics-<setting>.json beside each samples-<setting>.npz of the run."""
-    address = RunAddress(backend, method, variant, student, seed)
+    address = RunAddress(backend, method, variant, student, seed, guidance)
     folder = workspace.run(address)
     training, sampling = _read_json(folder / "train.json"), _read_json(folder / "sampling.json")
     _, manifest = load_checkpoint(workspace.checkpoint(address))
@@ -36,20 +36,14 @@ def run(workspace: Workspace, backend: str, method: str, variant: str, student: 
     provenance |= {"sampling": sampling["provenance"]}
     if method == TEACHER:
         provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
-    extractor = load_extractor(workspace.profile.extractor)
-    train, heldout = (Reference.load(workspace.reference(split)) for split in ("train", "heldout"))
-    train_images = ImageSet.load(workspace.data("train")).pixels
-    cache = FeatureCache(workspace.features)
+    judge = Judge(workspace)
     for setting in workspace.settings(address):
         images, labels = load_arrays(folder / f"samples-{setting.name}.npz", "images", "labels")
-        scores = evaluate_images(
-            images, labels, extractor, train, heldout, train_images, cache,
-            uncertainty=True, fid_parts=workspace.profile.evaluation.fid_parts,
-        )  # fmt: skip
+        scores = judge.scores(images, labels, fid_parts=workspace.profile.evaluation.fid_parts)
         row = describe(workspace, address, setting, training["params"], sampling["images_per_second"][setting.name])
         path = folder / f"metrics-{setting.name}.json"
-        write_record(path, workspace, row, scores, extractor, train, provenance)
-        print(f"{backend} {method} {setting.name}: FID {scores['fid']:.3f}")
+        write_record(path, workspace, row, scores, judge, provenance)
+        print(f"{backend} {address.name} {setting.name}: FID {scores['fid']:.3f}")
 
 
 def describe(
@@ -57,7 +51,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a row says of a run and of a way to sample it, beside the scores."""
     row = {"backend": address.backend, "method": address.method, "variant": address.variant, "seed": address.seed}
-    row |= {"sampler": setting.sampler, "steps": setting.steps, "guidance": setting.guidance}
+    row |= {"sampler": setting.sampler, "steps": setting.steps, "guidance": address.guidance or setting.guidance}
     row |= {"nfe": nfe(setting.steps, setting.guidance), "params": params, **training_cost(workspace, address)}
     return row | {"images_per_second": images_per_second}
 
@@ -75,8 +69,7 @@ def write_record(
     workspace: Workspace,
     row: dict[str, Any],
     scores: dict[str, Any],
-    extractor: Extractor,
-    reference: Reference,
+    judge: Judge,
     provenance: dict[str, Any],
 ) -> None:
     """Write one record: the row of main.csv, further measurements, identity, and provenance with this process's.
@@ -84,12 +77,13 @@ def write_record(
     The row may name its convention and its n_samples; those of the profile's evaluation of last weights are understood.
     """
     n: int = row.get("n_samples", workspace.profile.evaluation.n_samples)
-    identity, identity_digest = metric_identity(extractor, reference, n, LABEL_POLICY)
-    row = {"convention": CONVENTION, "n_samples": n} | row | {metric: scores[metric] for metric in METRICS}
+    identity, identity_digest = metric_identity(judge.extractor, judge.reference, n, judge.policy, judge.extra_identity)
+    measured = METRICS if judge.captions is None else (*METRICS, *CAPTION_SCORES)
+    row = {"convention": CONVENTION, "n_samples": n} | row | {metric: scores[metric] for metric in measured}
     row |= {"profile": workspace.profile.name, "identity": identity_digest}
     record = {
         "row": row,
-        "extra": {key: value for key, value in scores.items() if key not in METRICS},
+        "extra": {key: value for key, value in scores.items() if key not in measured},
         "identity": identity,
         "provenance": {**provenance, "evaluation": run_record()},
     }

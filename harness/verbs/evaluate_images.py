@@ -13,7 +13,7 @@ from harness.metrics.cache import FeatureCache, user_cache
 from harness.metrics.config import ExtractorConfig
 from harness.metrics.evaluate import feature_scores, identity_digest, metric_identity, require_finite
 from harness.metrics.extraction import gather
-from harness.metrics.extractors import Extractor, load_extractor, module_of, require_available
+from harness.metrics.extractors import CLIPS, Extractor, load_extractor, module_of, require_available, require_clip
 from harness.metrics.pretrained import libraries_for
 from harness.metrics.reference import Identity, Reference, extractor_identity, source_reference
 from harness.metrics.scores import IS_SPLITS
@@ -23,7 +23,6 @@ from harness.provenance import run_record
 from harness.reporting.naming import frechet, sample_count
 from harness.validation import validate
 
-CLIP = "harness.metrics.clip"
 LABEL_POLICY = "as given"
 
 
@@ -47,8 +46,8 @@ def run(
     if out is not None and not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: the output folder does not exist; create it, or choose another")
     config = validate(ExtractorConfig, extractor, "--extractor, --weights, --sha256")
-    if captions is not None and module_of(config) != CLIP:
-        raise UserError("--captions: the CLIP score needs a CLIP extractor; name one, for example clip-vit-l-14")
+    if captions is not None:
+        require_clip(config)
     require_available(config)
     source = open_images(images)
     real = None if reference is None else _open_reference(reference)
@@ -93,7 +92,7 @@ def score(
     scores: dict[str, float | None] = dict.fromkeys(keys)
     if target is not None:
         scores |= feature_scores(features, Moments(extractor.dimension).update(features.features), target)
-    if module_of(ExtractorConfig(name=extractor.name)) == CLIP:
+    if module_of(ExtractorConfig(name=extractor.name)) in CLIPS:
         from harness.metrics import clip
 
         assert isinstance(extractor, clip.ClipExtractor)

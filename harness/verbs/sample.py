@@ -17,21 +17,26 @@ from harness.files import write_atomic
 from harness.method import get_method
 from harness.metrics.images import to_uint8
 from harness.networks.transformer import TransformerSpec
+from harness.prompts import Prompts, prompts
 from harness.provenance import run_record
 from harness.samplers import draw_images, sampling_step
 from harness.workspace import Workspace
 
 
-def run(workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int) -> None:
+def run(
+    workspace: Workspace, backend: str, method: str, variant: str, student: str, seed: int, guidance: float = 0.0
+) -> None:
     """Write samples-<setting>.npz (images uint8 and labels) for each setting, and sampling.json with throughputs."""
-    address = RunAddress(backend, method, variant, student, seed)
+    address = RunAddress(backend, method, variant, student, seed, guidance)
     folder, settings = workspace.run(address), workspace.settings(address)
     checkpoint = folder / f"{get_method(method).result}.safetensors"
     weights, manifest = load_checkpoint(checkpoint)
     require_config(checkpoint, manifest, workspace.run_config(address))
     spec, n_samples, throughput = TransformerSpec(**manifest["network"]), workspace.profile.evaluation.n_samples, {}
+    given = prompts(workspace, spec.num_classes)
+    labels = given.labels[given.rows(0, n_samples)]
     for setting in settings:
-        images, labels, rate = draw(workspace, address, setting, spec, weights, n_samples)
+        images, rate = draw(workspace, address, setting, spec, weights, given, n_samples)
         throughput[setting.name] = round(rate, 1)
         save_arrays(folder / f"samples-{setting.name}.npz", images=images, labels=labels)
     record = {"checkpoint": manifest["digest"], "images_per_second": throughput, "provenance": run_record()}
@@ -44,22 +49,23 @@ def draw(
     setting: Setting,
     spec: TransformerSpec,
     weights: Weights,
+    given: Prompts,
     n_samples: int,
     purpose: str = "sample",
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Images (n, c, h, w) uint8 and labels (n,) of a run's network `weights` in one setting, and images per second.
+) -> tuple[np.ndarray, float]:
+    """Images (n, c, h, w) uint8 of a run's network `weights` in one setting, and images per second.
 
     The noise is that of the run's seed and of `purpose`.
     """
     engine, method = get_backend(address.backend), get_method(address.method)
     upper_bound = workspace.profile.teacher.sampling_noise if address.method == TEACHER else 0.0
-    step = partial(sampling_step, workspace.clock, setting.sampler, setting.guidance, upper_bound, spec.num_classes)
+    step = partial(sampling_step, workspace.clock, setting.sampler, upper_bound)
     batches = draw_images(
-        engine.denoiser_step(spec, weights, step, workspace.clock),
+        engine.denoiser_step(spec, weights, step, workspace.clock, setting.guidance),
         engine.to_numpy,
         method.times(setting.steps),
         (spec.channels, spec.size, spec.size),
-        spec.num_classes,
+        given.condition,
         n_samples,
         workspace.profile.evaluation.batch,
         address.seed,
@@ -69,19 +75,16 @@ def draw(
     return _collect(batches, n_samples, f"{address.backend} {address.method} {setting.name}")
 
 
-def _collect(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]], total: int, title: str
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """All images, quantised, labels, and images per second, under a progress bar.
+def _collect(batches: Iterable[np.ndarray], total: int, title: str) -> tuple[np.ndarray, float]:
+    """All images, quantised, and images per second, under a progress bar.
 
     The first of several batches is not timed, because compilation happens in it.
     """
-    images, labels, untimed, began = [], [], 0, time.monotonic()
+    images, untimed, began = [], 0, time.monotonic()
     with tqdm(total=total, desc=title, unit="image", mininterval=1) as bar:
-        for batch, classes in batches:
+        for batch in batches:
             images.append(to_uint8(batch))
-            labels.append(classes)
             bar.update(len(batch))
             if len(images) == 1 and len(batch) < total:
                 untimed, began = len(batch), time.monotonic()
-    return np.concatenate(images), np.concatenate(labels), (total - untimed) / (time.monotonic() - began)
+    return np.concatenate(images), (total - untimed) / (time.monotonic() - began)

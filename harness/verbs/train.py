@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.method import Average, CopyOf, Head, Method, Preconditioner, Pretrained, Start
 from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
+from harness.prompts import Captions, Conditions, rows_of, text_width, training_conditions
 from harness.provenance import run_record, source_hash
 from harness.training import SECOND_MOMENTS, BatchStream, Run, snapshot
 from harness.workspace import Workspace
@@ -34,14 +35,17 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     config = workspace.run_config(address)  # first: it knows of methods, students and options that do not exist
     data = ImageSet.load(workspace.data("train"))
     shape = (data.images.shape[1], data.images.shape[2], data.images.shape[3])
-    spec = workspace.spec(shape, data.num_classes)
+    conditions = training_conditions(workspace, data)
+    spec = workspace.spec(shape, data.num_classes, text_width(conditions))
     method = workspace.make_method(address, spec)
     schedule, adam = workspace.training(address)
     backend = get_backend(address.backend)
-    weights, origins = starting_weights(workspace, address, method, spec, data)
-    streams = {"data": data_stream(data, address.seed)}
+    streams = {"data": data_stream(data, conditions, address.seed)}
+    weights, origins = starting_weights(workspace, address, method, spec, streams["data"])
     if workspace.needs_pairs(address):
-        streams["pairs"], origins["pairs"] = pairs_stream(workspace, address)
+        streams["pairs"], origins["pairs"] = pairs_stream(workspace, address, conditions)
+    if isinstance(conditions, Captions):
+        origins |= {"text": conditions.table.digest, "text_encoder": conditions.table.identity["encoder_weights"]}
     manifest = {"config": config, "data": data.digest, "method": method.id, "network": vars(spec), **origins}
     folder = workspace.run(address)
     result = folder / f"{method.result}.safetensors"
@@ -63,31 +67,39 @@ def train(workspace: Workspace, address: RunAddress) -> None:
     snapshots = {"snapshot_every": schedule.snapshot_every} if schedule.snapshot_every else {}
     key = digest({**manifest, **snapshots, "source": source_hash(*source_modules(address.backend, type(method)))})
     summary = {"params": spec.n_parameters, "config": digest(config), "origins": origins, "provenance": run_record()}
-    run.train(manifest, key, summary, f"{address.backend} {method.id} {address.student}")
+    run.train(manifest, key, summary, f"{address.backend} {address.name}")
 
 
-def data_stream(data: ImageSet, seed: int) -> BatchStream:
-    """The training images and labels, in the order of this seed."""
-    return BatchStream("data", {"images": data.images, "labels": data.labels}, Noise(seed))
+def data_stream(data: ImageSet, conditions: Conditions, seed: int) -> BatchStream:
+    """The training images and their conditions, in the order of this seed."""
+    return BatchStream("data", {"images": data.images, "condition": conditions}, Noise(seed))
 
 
-def pairs_stream(workspace: Workspace, address: RunAddress) -> tuple[BatchStream, str]:
-    """The pairs of a run's teacher, and the digest of their file. Raises UserError for those of other weights."""
+def pairs_stream(workspace: Workspace, address: RunAddress, conditions: Conditions) -> tuple[BatchStream, str]:
+    """The pairs of a run's teacher, and the digest of their file. Raises UserError for those of other weights.
+
+    `conditions` are those of the training images, which captioned pairs were made for.
+    """
     teacher = workspace.teacher(address)
-    path = workspace.pairs(teacher)
+    path = workspace.pairs(teacher, address.guidance)
     if not path.is_file():
         raise UserError(f"{path}: not there; make the teacher's pairs first, with: fewstep pairs")
     pairs, manifest = load_checkpoint(path)
-    require_config(path, manifest, workspace.pairs_config(teacher))
+    require_config(path, manifest, workspace.pairs_config(teacher, address.guidance))
     if manifest["teacher"] != load_checkpoint(workspace.checkpoint(teacher))[1]["digest"]:
         raise UserError(f"{path}: the pairs are of other weights than the teacher's; make them again: fewstep pairs")
-    return BatchStream("pairs", pairs, Noise(address.seed)), manifest["digest"]
+    given = rows_of(conditions, pairs["row"]) if "row" in pairs else pairs["labels"]
+    arrays = {"noise": pairs["noise"], "images": pairs["images"], "condition": given}
+    return BatchStream("pairs", arrays, Noise(address.seed)), manifest["digest"]
 
 
 def starting_weights(
-    workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec, data: ImageSet
+    workspace: Workspace, address: RunAddress, method: Method, spec: TransformerSpec, data: BatchStream
 ) -> tuple[dict[str, Weights], dict[str, str]]:
-    """Each network's weights at the start of training, and the digest of every file that they come from, by source."""
+    """Each network's weights at the start of training, and the digest of every file that they come from, by source.
+
+    `data`: training images, for what has to be estimated by further steps of the teacher's training.
+    """
     origins: dict[str, str] = {}
 
     @cache
@@ -136,7 +148,7 @@ FURTHER_UPDATES = 300
 
 
 def estimated_second_moments(
-    workspace: Workspace, teacher: RunAddress, weights: Weights, spec: TransformerSpec, data: ImageSet
+    workspace: Workspace, teacher: RunAddress, weights: Weights, spec: TransformerSpec, data: BatchStream
 ) -> tuple[Weights, float]:
     """Adam's second moments, the bias at zero corrected, of the teacher's own loss at fixed weights; and its eps.
 
@@ -147,8 +159,7 @@ def estimated_second_moments(
     frozen = replace(schedule, updates=FURTHER_UPDATES, learning_rate=0.0, warmup_updates=0)
     backend = get_backend(teacher.backend)
     learner = backend.learner(method, spec, {name: weights for name in method.networks()}, adam)
-    streams = {"data": data_stream(data, teacher.seed)}
-    run = Run(workspace.run(teacher), backend, learner, frozen, teacher.seed, streams)
+    run = Run(workspace.run(teacher), backend, learner, frozen, teacher.seed, {"data": data})
     for step in tqdm(range(FURTHER_UPDATES), desc="second moments", unit="update", mininterval=1):
         run.update(step)
     return learner.second_moments(str(method.second_moments_of)), adam.eps

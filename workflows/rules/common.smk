@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import harness.reporting
-from harness.addresses import TEACHER
+from harness import text_encoders
+from harness.addresses import TEACHER, guidance_suffix
 from harness.config import digest
 from harness.datasets import LOADERS
 from harness.errors import UserError
 from harness.method import get_method
-from harness.metrics.extractors import module_of, require_available
+from harness.metrics.extractors import module_of, require_available, require_clip
 from harness.provenance import source_hash
 from harness.reporting.published import PUBLISHED, load_tables, tables_for
 from harness.training import SECOND_MOMENTS, SNAPSHOTS
@@ -27,11 +28,18 @@ try:
     WORKSPACE = Workspace(PROFILE)
     tables_for(WORKSPACE.profile, load_tables())  # a wrong table is told now, not after the last run
     require_available(WORKSPACE.profile.extractor)
-    EXTRACTOR = module_of(WORKSPACE.profile.extractor)
+    JUDGES = [module_of(WORKSPACE.profile.extractor)]
+    if WORKSPACE.profile.text is not None:
+        text_encoders.require_available(WORKSPACE.profile.text)
+    if WORKSPACE.profile.evaluation.clip is not None:
+        require_clip(WORKSPACE.profile.evaluation.clip)
+        require_available(WORKSPACE.profile.evaluation.clip)
+        JUDGES.append(module_of(WORKSPACE.profile.evaluation.clip))
     RUNS, ABLATIONS = WORKSPACE.runs(), WORKSPACE.ablations()
     ADDRESSES = {str(address.folder): address for address in RUNS + ABLATIONS}
     SETTINGS = {folder: WORKSPACE.settings(address) for folder, address in ADDRESSES.items()}
     EVALUATED = [run for run in RUNS if WORKSPACE.during(run)]
+    GUIDANCE_OF_PAIRS = {guidance_suffix(run.guidance): run.guidance for run in ADDRESSES.values()}
     PAIRS_FOR = {folder for folder, run in ADDRESSES.items() if run.method != TEACHER and WORKSPACE.needs_pairs(run)}
     for run in RUNS:
         WORKSPACE.require_pretrained(run)
@@ -39,6 +47,8 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 ROOT = str(WORKSPACE.root)
+# What networks are conditioned on and images are drawn for, where that is text.
+TEXTS = [] if WORKSPACE.profile.text is None else [str(WORKSPACE.text(split)) for split in ("train", "heldout")]
 RUN = f"{ROOT}/{{backend}}/{{run}}/seed{{seed}}"
 # Runs that differ in seed or step count alone share JAX's compilations, which take seconds.
 JAX_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.abspath(f"{ROOT}/jax-cache"))
@@ -73,7 +83,8 @@ def selected_records_of(run):
 def run_options(wildcards):
     """The command-line options that name a run."""
     run = address_of(wildcards)
-    return f"--backend {run.backend} --method {run.method} --variant {run.variant} --student {run.student} --seed {run.seed}"
+    named = f"--backend {run.backend} --method {run.method} --variant {run.variant} --student {run.student} --seed {run.seed}"
+    return f"{named} --guidance {run.guidance:g}" if run.guidance else named
 
 
 def origins(wildcards):
@@ -84,7 +95,7 @@ def origins(wildcards):
     if WORKSPACE.parent(run) != teacher:
         files.append(WORKSPACE.checkpoint(WORKSPACE.parent(run)))
     if str(run.folder) in PAIRS_FOR:
-        files.append(WORKSPACE.pairs(teacher))
+        files.append(WORKSPACE.pairs(teacher, run.guidance))
     return [str(path) for path in files]
 
 

@@ -23,7 +23,7 @@ rule extractor:
         f"{ROOT}/logs/extractor.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.extractor", EXTRACTOR),
+        source=source_hash("harness.verbs.extractor", *JUDGES),
     shell:
         "fewstep extractor --profile {params.profile} > {log} 2>&1"
 
@@ -37,9 +37,27 @@ rule retrain_extractor:
         f"{ROOT}/logs/retrain_extractor.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.extractor", EXTRACTOR),
+        source=source_hash("harness.verbs.extractor", *JUDGES),
     shell:
         "fewstep extractor --profile {params.profile} --retrain {output} > {log} 2>&1"
+
+
+if TEXTS:
+
+    rule text:
+        input:
+            rules.data.output,
+        output:
+            TEXTS,
+        log:
+            f"{ROOT}/logs/text.log",
+        threads: 1
+        params:
+            profile=shlex.quote(PROFILE),
+            source=source_hash("harness.verbs.text", text_encoders.module_of(WORKSPACE.profile.text)),
+            config=WORKSPACE.profile.text.model_dump(mode="json"),
+        shell:
+            "fewstep text --profile {params.profile} --threads {threads} > {log} 2>&1"
 
 
 rule reference:
@@ -52,7 +70,7 @@ rule reference:
         f"{ROOT}/logs/reference.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.reference", EXTRACTOR),
+        source=source_hash("harness.verbs.reference", *JUDGES),
         config=WORKSPACE.record_digest(None),
     shell:
         "fewstep reference --profile {params.profile} > {log} 2>&1"

@@ -22,7 +22,7 @@ for group, (names, runs) in GROUPS.items():
         threads: 1
         params:
             profile=shlex.quote(PROFILE),
-            source=source_hash("harness.verbs.evaluate", EXTRACTOR),
+            source=source_hash("harness.verbs.evaluate", *JUDGES),
             config=lambda wildcards: WORKSPACE.record_digest(address_of(wildcards)),
             run=lambda wildcards: run_options(wildcards),
         shell:
@@ -41,6 +41,7 @@ for group, (names, runs) in GROUPS.items():
             f"{RUN}/{SNAPSHOTS}",
             training_summaries,
             rules.reference.output,
+            TEXTS,
         output:
             [f"{RUN}/selected-{name}.json" for name in names],
         log:
@@ -53,7 +54,7 @@ for group, (names, runs) in GROUPS.items():
         params:
             profile=shlex.quote(PROFILE),
             source=lambda wildcards: source_hash(
-                "harness.verbs.during", EXTRACTOR, f"harness.backends.{wildcards.backend}"
+                "harness.verbs.during", *JUDGES, f"harness.backends.{wildcards.backend}"
             ),
             config=lambda wildcards: WORKSPACE.selection_digest(address_of(wildcards)),
             run=lambda wildcards: run_options(wildcards),

@@ -30,6 +30,7 @@ for group, (names, runs) in GROUPS.items():
         input:
             lambda wildcards: f"{ROOT}/{address_of(wildcards).folder}/{get_method(address_of(wildcards).method).result}.safetensors",
             f"{RUN}/train.json",
+            TEXTS,
         output:
             [f"{RUN}/samples-{name}.npz" for name in names],
             f"{RUN}/sampling.json",

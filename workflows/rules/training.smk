@@ -4,6 +4,7 @@
 rule teacher:
     input:
         f"{ROOT}/data/train.npz",
+        TEXTS,
     output:
         f"{RUN}/teacher.safetensors",
         f"{RUN}/second_moments.safetensors",
@@ -28,21 +29,27 @@ rule teacher:
 
 rule pairs:
     input:
+        f"{ROOT}/data/train.npz",
         f"{RUN}/teacher.safetensors",
+        TEXTS,
     output:
-        f"{RUN}/pairs.safetensors",
+        f"{RUN}/pairs{{guided}}.safetensors",
     log:
-        f"{RUN}/pairs.log",
+        f"{RUN}/pairs{{guided}}.log",
     wildcard_constraints:
         run=f"{TEACHER}/default/{TEACHER}",
+        guided="|".join(GUIDANCE_OF_PAIRS),
     threads: 1
     params:
         profile=shlex.quote(PROFILE),
         source=lambda wildcards: source_hash("harness.verbs.pairs", f"harness.backends.{wildcards.backend}"),
-        config=lambda wildcards: digest(WORKSPACE.pairs_config(address_of(wildcards))),
+        config=lambda wildcards: digest(
+            WORKSPACE.pairs_config(address_of(wildcards), GUIDANCE_OF_PAIRS[wildcards.guided])
+        ),
+        guidance=lambda wildcards: GUIDANCE_OF_PAIRS[wildcards.guided],
     shell:
         "fewstep pairs --profile {params.profile} --backend {wildcards.backend} --seed {wildcards.seed}"
-        " --threads {threads} > {log} 2>&1"
+        " --guidance {params.guidance} --threads {threads} > {log} 2>&1"
 
 
 # Students, and those that keep states on the way, which are evaluated as well: an output has to be declared.
@@ -62,6 +69,7 @@ for stage, (runs, snapshots) in STUDENTS.items():
             stage
         input:
             f"{ROOT}/data/train.npz",
+            TEXTS,
             origins,
         output:
             f"{RUN}/student.safetensors",

@@ -1,0 +1,95 @@
+"""Conditions by number: those of training images, and those that generated images are drawn for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from harness.conditions import Condition, Text
+from harness.datasets import ImageSet
+from harness.text_encoders.table import TextTable
+from harness.workspace import Workspace
+
+
+class Conditions(Protocol):
+    """Conditions of many images, from which rows are taken: an array of classes is one."""
+
+    def __getitem__(self, rows: Any) -> Condition:
+        """The conditions of these rows (n,)."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """The features of the captions of a split, or of some of its images."""
+
+    table: TextTable
+    rows: np.ndarray
+    """int64 (n,), of the table's images."""
+
+    def __getitem__(self, rows: Any) -> Text:
+        features = self.table.rows(self.rows[rows])
+        return Text(features.tokens, features.mask)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What images are drawn for, in turn and again from the first one."""
+
+    policy: str
+    """How they were chosen, as metric identities say it."""
+    conditions: Conditions
+    labels: np.ndarray
+    """int64 (n,): their classes, or the classes of the images whose captions they are."""
+
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """The prompts of images start .. start + count - 1."""
+        return np.arange(start, start + count) % len(self.labels)
+
+    def condition(self, start: int, count: int) -> Condition:
+        """The conditions of images start .. start + count - 1."""
+        return self.conditions[self.rows(start, count)]
+
+
+BALANCED = "balanced: image i has class i mod the number of classes"
+CAPTIONED = "captions of the held-out images: image i has caption i mod their number"
+
+
+def training_conditions(workspace: Workspace, data: ImageSet) -> Conditions:
+    """Those of the training images: their classes, or their captions where the profile has a section `text`."""
+    if workspace.profile.text is None:
+        return data.labels
+    return Captions(TextTable.load(workspace.text("train")), np.arange(len(data)))
+
+
+def prompts(workspace: Workspace, num_classes: int) -> Prompts:
+    """What evaluated images are drawn for: the classes, or the captions of the held-out images."""
+    if workspace.profile.text is None:
+        return class_prompts(num_classes)
+    labels = ImageSet.load(workspace.data("heldout")).labels
+    return Prompts(CAPTIONED, Captions(TextTable.load(workspace.text("heldout")), np.arange(len(labels))), labels)
+
+
+def class_prompts(num_classes: int) -> Prompts:
+    """Each class in turn."""
+    labels = np.arange(num_classes)
+    return Prompts(BALANCED, labels, labels)
+
+
+def text_width(conditions: Conditions) -> int:
+    """Values in a token of captions; 0 of classes."""
+    return int(conditions.table.tokens.shape[2]) if isinstance(conditions, Captions) else 0
+
+
+def rows_of(conditions: Conditions, rows: Sequence[int] | np.ndarray) -> Conditions:
+    """Some of the conditions, in the given order, with repetitions."""
+    if isinstance(conditions, Captions):
+        return Captions(conditions.table, conditions.rows[np.asarray(rows)])
+    classes: np.ndarray = conditions[np.asarray(rows)]
+    return classes
