@@ -44,4 +44,4 @@ def random_batch(spec: TransformerSpec, count: int, seed: int = 0) -> dict[str, 
     noise = Noise(seed)
     images = 2 * noise.uniform("test/images", 0, 0, count, (spec.channels, spec.size, spec.size)) - 1
     labels = (noise.uniform("test/labels", 0, 0, count) * spec.num_classes).astype(np.int64)
-    return {"images": images.astype(np.float32), "labels": labels}
+    return {"images": images.astype(np.float32), "condition": labels}

@@ -33,7 +33,7 @@ def gradient_distance(backend: str, method: str = DIFF_INSTRUCT, **options: str)
         name: {key: 0.3 * noise.normal(f"{name}/{key}", 0, 0, 1, shape)[0] for key, shape in SPEC.shapes().items()}
         for name in ("teacher", "student", "auxiliary")
     }
-    batch = {"images": noise.normal("images", 0, 0, BATCH, (1, 4, 4)), "labels": np.arange(BATCH) % SPEC.num_classes}
+    batch = {"images": noise.normal("images", 0, 0, BATCH, (1, 4, 4)), "condition": np.arange(BATCH) % SPEC.num_classes}
     ours = _method(ALTERNATING, times="discrete")
     draws = ours.draw(noise, 0, 0, BATCH)
     a, b = (_gradient(backend, one, weights, batch, draws) for one in (ours, _method(method, **options)))

@@ -163,10 +163,10 @@ def generic_weights(method: Method) -> dict[str, Weights]:
 def _examples(source: str, data: ImageSet) -> dict[str, np.ndarray]:
     """The images and labels; with noise for `PAIRS` of them where pairs are asked for."""
     if source == "data":
-        return {"images": data.images, "labels": data.labels}
+        return {"images": data.images, "condition": data.labels}
     images = unit_range(data.images[:PAIRS])
     noise = Noise(0).normal("bench/pairs", 0, 0, len(images), images.shape[1:])
-    return {"noise": noise, "images": images, "labels": data.labels[:PAIRS]}
+    return {"noise": noise, "images": images, "condition": data.labels[:PAIRS]}
 
 
 def bare_passes(backend: str, spec: TransformerSpec, batch: int, data: ImageSet) -> Callable[[Turn], object]:

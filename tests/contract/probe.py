@@ -5,6 +5,7 @@ Its student follows the teacher's own parameter gradient, in the manner of Algor
 
 from array_api_compat import array_namespace
 
+from harness.conditions import each
 from harness.diffusion import Array, diffuse, squared_error
 from harness.method import (
     Average,
@@ -68,7 +69,7 @@ class Probe(Method):
     def error(self, net: Denoiser, x: Array, batch: Batch, draws: Batch) -> Array:
         """The mean squared error of a network on x (batch, ...) noised."""
         z = diffuse(x, draws["eps"][:, 1], self.clock(draws["t"]))
-        return squared_error(x, net(z, draws["t"], batch["labels"][:, 1])).mean()
+        return squared_error(x, net(z, draws["t"], each(lambda c: c[:, 1], batch["condition"]))).mean()
 
     def reduce(self, turn: str, nets: Networks, batch: Batch, draws: Batch, ops: Ops) -> dict[str, Array]:
         """The preconditioned gradient of the teacher's error on the second examples."""
@@ -82,15 +83,15 @@ class Probe(Method):
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: dict[str, Array], ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """The teacher's error on the student's samples, along the reduced gradient; a distance for the auxiliary."""
-        t, labels, teacher = draws["t"], batch["labels"][:, 0], nets["teacher"]
+        t, condition, teacher = draws["t"], each(lambda c: c[:, 0], batch["condition"]), nets["teacher"]
         z = diffuse(batch["images"][:, 0], draws["eps"][:, 0], self.clock(t))
         if turn == "auxiliary":
-            target = nets["average"](z, t, labels)
-            distance = squared_error(nets["auxiliary"](z, t, labels), target).mean()
+            target = nets["average"](z, t, condition)
+            distance = squared_error(nets["auxiliary"](z, t, condition), target).mean()
             return distance, {"distance": distance}
-        x = nets["student"](z, t, labels)
+        x = nets["student"](z, t, condition)
         error, slope = ops.jvp(lambda params: self.error(teacher.at(params), x, batch, draws), teacher.params, reduced)
         constant = nets["student"].constant(ops)
-        _, features = constant(x, t, labels, features=True)
+        _, features = constant(x, t, condition, features=True)
         scores = nets["head"](features[-1].mean(1))
         return slope + 0.1 * error + scores.mean() + (ops.stop_gradient(x) * x).mean(), {"slope": slope}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from harness.backends.base import Weights
 from harness.backends.torch import TorchOps
@@ -60,11 +61,11 @@ class ReplayedLoss:
         with torch.no_grad():
             self.reduced = method.reduce(turn, self._nets(self.params), self.batch, self.draws, TorchOps())
 
-    def _apply(self, params: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+    def _apply(self, params: Mapping[str, Tensor], *inputs: Any) -> Any:
         return torch.func.functional_call(self.module, dict(params), inputs)
 
     def _nets(self, params: Mapping[str, Mapping[str, Tensor]]) -> Networks:
-        return bind(self.method.networks(), self._apply, params, self.method.clock)
+        return bind(self.method, self.method.networks(), self._apply, params)
 
     def _loss(self, params: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         nets = self._nets(params)
@@ -96,7 +97,12 @@ class ReplayedLoss:
         return (values[0] - values[1]) / (2 * step)
 
 
-def _doubles(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def _doubles(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors in float64, integers and booleans as they are."""
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+
+    def double(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.array(array))
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    found: dict[str, Any] = tree_map(double, dict(arrays))
+    return found

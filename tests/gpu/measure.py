@@ -84,7 +84,7 @@ def load_images(folder: str | None, spec: TransformerSpec) -> ImageSet:
     """Images for `spec`: of a folder of class folders or of parquet files with the columns img and label, or random."""
     if folder is None:
         batch = random_batch(spec, 4 * LARGE_BATCH)
-        return ImageSet("random", "heldout", batch["images"], batch["labels"], spec.num_classes)
+        return ImageSet("random", "heldout", batch["images"], batch["condition"], spec.num_classes)
     path = Path(folder).absolute()
     options: Row = {"path": str(path), "size": spec.size, "heldout": 0.1}  # a part of them is enough
     if any(path.glob("*.parquet")):

@@ -78,7 +78,7 @@ def loss(method: Distillation, draws: dict[str, Tensor], **nets: Model) -> tuple
     """The loss on Gaussian data, and the gap in f that is logged."""
     count = len(draws["t"])
     images = torch.from_numpy(GAUSSIAN.draw(np.random.default_rng(0), count).reshape(count, 2, 1, 1))
-    batch = {"images": images, "labels": torch.zeros(count, dtype=torch.int64)}
+    batch = {"images": images, "condition": torch.zeros(count, dtype=torch.int64)}
     value, logs = method.loss("student", nets, batch, draws, None, TorchOps())
     return value.item(), logs["consistency_gap"].item()
 
@@ -241,8 +241,8 @@ def test_distillations_addim_has_three_quarters_of_the_squared_error() -> None:
     method, count = distillation(PIXEL, hop="addim"), 50
     draws = doubles(method.draw(Noise(0), 0, 0, count))
     z, images = torch.randn(2, count, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    batch = {"images": images, "labels": torch.zeros(count, dtype=torch.int64)}
-    x, t, m = teacher(z, draws["t"], batch["labels"]), CLOCK(draws["t"]), CLOCK(draws["m"])
+    batch = {"images": images, "condition": torch.zeros(count, dtype=torch.int64)}
+    x, t, m = teacher(z, draws["t"], batch["condition"]), CLOCK(draws["t"]), CLOCK(draws["m"])
     expected = addim(z, x, t, m, 0.75 * (images - x).square().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(method.hop(z, {"teacher": teacher}, batch, draws), expected)
 
@@ -280,7 +280,7 @@ def test_training_keeps_the_noise_and_weights_by_the_step_in_sigma() -> None:
     method, count, seen = training(), 30, []
     draws = doubles(method.draw(Noise(0), 50, 0, count))
     images = torch.from_numpy(GAUSSIAN.draw(np.random.default_rng(0), count).reshape(count, 2, 1, 1))
-    batch = {"images": images, "labels": torch.zeros(count, dtype=torch.int64)}
+    batch = {"images": images, "condition": torch.zeros(count, dtype=torch.int64)}
 
     class Student:
         def __call__(self, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def test_training_keeps_the_noise_and_weights_by_the_step_in_sigma() -> None:
     f = []
     for z, name in ((seen[1], "t"), (seen[0], "m")):
         level, end = KarrasClock()(draws[name]), KarrasClock()(draws["end"])
-        f.append(ddim(z, Student()(z, draws[name], batch["labels"]), level, end))
+        f.append(ddim(z, Student()(z, draws[name], batch["condition"]), level, end))
     slope = (sigma_t - 0.002) / sigma_t * (1 + 0.002**2) ** -0.5  # of f in x_hat, at the clock's end sigma = 0.002
     square = (f[0] - f[1]).square().sum(dim=(1, 2, 3)) / slope**2
     c = 0.00054 * 2**0.5

@@ -66,7 +66,7 @@ def tensors(draws: Draws) -> dict[str, Tensor]:
 
 def torch_batch() -> dict[str, Tensor]:
     batch = random_batch(SPEC, BATCH)
-    return {"images": torch.from_numpy(batch["images"]).double(), "labels": torch.from_numpy(batch["labels"])}
+    return {"images": torch.from_numpy(batch["images"]).double(), "condition": torch.from_numpy(batch["condition"])}
 
 
 def column(x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def test_dmd_is_the_papers_loss_times_the_number_of_pixels(name: str, metric: Ca
     method = DMD(1, 100, CLOCK, DMDOptions(metric=name), SPEC)
     draws, batch = tensors(method.draw(Noise(0), 0, 0, BATCH)), torch_batch()
     noise = torch.from_numpy(Noise(3).normal("pairs", 0, 0, BATCH, (1, 4, 4))).double()
-    batch |= {"pairs/noise": noise, "pairs/images": batch["images"].flip(0), "pairs/labels": batch["labels"]}
+    batch |= {"pairs/noise": noise, "pairs/images": batch["images"].flip(0), "pairs/condition": batch["condition"]}
     scale = torch.linspace(0.5, 1, 16, dtype=torch.float64).reshape(1, 4, 4).requires_grad_()
     teacher, auxiliary = affine(0.4, 0.1), affine(0.7, -0.2)
 
@@ -138,7 +138,7 @@ def test_dmd_is_the_papers_loss_times_the_number_of_pixels(name: str, metric: Ca
     x, s = scale * draws["eps_t"], draws["s"]
     with torch.no_grad():
         z = diffuse(x, draws["eps_s"], CLOCK(s))
-        real, fake = teacher(z, s, batch["labels"]), auxiliary(z, s, batch["labels"])
+        real, fake = teacher(z, s, batch["condition"]), auxiliary(z, s, batch["condition"])
         direction = (fake - real) / (x - real).abs().mean(dim=(1, 2, 3), keepdim=True)
     paper = 0.5 * functional.mse_loss(x, (x - direction).detach())
     paper = paper + 0.25 * metric(scale * batch["pairs/noise"], batch["pairs/images"]).mean()
@@ -193,7 +193,7 @@ def test_dmd2s_adversarial_terms_are_cross_entropies(turn: str) -> None:
     z = draws["eps_t"][:, 0]
     for i in range(k):
         s = CLOCK(draws["s"][:, i])
-        x = student(z, draws["s"][:, i], batch["labels"])
+        x = student(z, draws["s"][:, i], batch["condition"])
         fake = head(diffuse(x, draws["eps_s"][:, i], s).reshape(BATCH, 4, 4))
         real = head(diffuse(batch["images"], draws["eps_data"][:, i], s).reshape(BATCH, 4, 4))
         entropy = functional.binary_cross_entropy_with_logits

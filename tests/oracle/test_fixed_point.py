@@ -56,7 +56,7 @@ def sample(method: AlternatingMomentMatching, step: int) -> tuple[dict[str, Tens
     """A batch of data and the method's draws, in float64."""
     images = MIXTURE.draw(np.random.default_rng([1, step]), BATCH).reshape(BATCH, 2, 1, 1)
     draws = {key: torch.from_numpy(value).double() for key, value in method.draw(Noise(0), step, 0, BATCH).items()}
-    return {"images": torch.from_numpy(images), "labels": torch.zeros(BATCH, dtype=torch.int64)}, draws
+    return {"images": torch.from_numpy(images), "condition": torch.zeros(BATCH, dtype=torch.int64)}, draws
 
 
 def minimiser(loss: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:

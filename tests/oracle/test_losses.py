@@ -29,7 +29,7 @@ def losses(spec: TransformerSpec, method_id: str, options: object) -> tuple[dict
     values = {turn: learner.gradients(turn, batch, draws)[0] for turn in method.turns}
     nets = {name: make_network(spec, values) for name, values in weights.items()}
     tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in draws.items()}
-    return values, (nets, torch.from_numpy(batch["images"]), torch.from_numpy(batch["labels"]), tensors)
+    return values, (nets, torch.from_numpy(batch["images"]), torch.from_numpy(batch["condition"]), tensors)
 
 
 def test_the_teachers_loss_is_the_squared_error_in_v(spec: TransformerSpec) -> None:

@@ -51,7 +51,7 @@ def fitted(k: int, parent: Model, weight: str) -> Model:
     method = make(k, weight)
     draws = {name: torch.from_numpy(value).double() for name, value in method.draw(Noise(0), 0, 0, BATCH).items()}
     images = torch.from_numpy(GAUSSIAN.draw(np.random.default_rng(k), BATCH).reshape(BATCH, 2, 1, 1))
-    batch = {"images": images, "labels": torch.zeros(BATCH, dtype=torch.int64)}
+    batch = {"images": images, "condition": torch.zeros(BATCH, dtype=torch.int64)}
 
     def loss(flat: Tensor) -> Tensor:
         nets = {"parent": parent, "student": linear(flat.reshape(k, 3, 2))}

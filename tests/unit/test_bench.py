@@ -50,7 +50,7 @@ def test_bare_calls_are_those_of_the_turn_and_equal_on_both_backends() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_updates_are_the_training_loops_and_stay_within_its_schedule(backend: str) -> None:
     batch = random_batch(TINY, 30)
-    data = ImageSet("tiny", "train", batch["images"], batch["labels"], TINY.num_classes)
+    data = ImageSet("tiny", "train", batch["images"], batch["condition"], TINY.num_classes)
     schedule, adam = Schedule(4, 4, 1e-3, 0, 4, 4), Adam(0.5, 0.99, 1e-8, 1.0)
     method = Paired(2, schedule.updates, CosineClock(), Paired.Options(), TINY)
     updates = bench.training_updates(backend, method, schedule, adam, data)

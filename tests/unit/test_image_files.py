@@ -250,10 +250,10 @@ def test_eight_bit_images_stay_eight_bit_on_disk_and_are_mapped_not_read(animals
 
 def test_batches_of_eight_bit_images_are_floats_in_the_unit_range(animals: Path) -> None:
     images = load_animals(animals, "train")
-    stream = BatchStream("data", {"images": images.images, "labels": images.labels}, Noise(0))
+    stream = BatchStream("data", {"images": images.images, "condition": images.labels}, Noise(0))
     batch = stream.take(0, len(images))
     assert batch["images"].dtype == np.float32
-    assert batch["labels"].dtype == np.int64
+    assert batch["condition"].dtype == np.int64
     order = stream.order
     np.testing.assert_allclose(batch["images"], from_uint8(images.images[order]), atol=1e-7)
     floats = ImageSet("floats", "train", unit_range(images.images), images.labels, 3)

@@ -36,7 +36,7 @@ def workspace(tmp_path: Path) -> Workspace:
     workspace = open_workspace(tmp_path)
     workspace.data("train").parent.mkdir(parents=True)
     batch = random_batch(SPEC, 30)
-    ImageSet("tiny", "train", batch["images"], batch["labels"], SPEC.num_classes).save(workspace.data("train"))
+    ImageSet("tiny", "train", batch["images"], batch["condition"], SPEC.num_classes).save(workspace.data("train"))
     teacher.run(workspace, "torch", 0)
     pairs.run(workspace, "torch", 0)
     return workspace

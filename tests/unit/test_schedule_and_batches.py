@@ -23,22 +23,22 @@ def stream(size: int, seed: int = 0) -> BatchStream:
     """Examples that say who they are: image i is full of i, and has the label i."""
     numbers = np.arange(size)
     images = np.broadcast_to(numbers[:, None, None, None], (size, 1, 2, 2))
-    return BatchStream("data", {"images": images, "labels": numbers}, Noise(seed))
+    return BatchStream("data", {"images": images, "condition": numbers}, Noise(seed))
 
 
 def test_every_example_passes_once_in_each_epoch() -> None:
-    epochs = stream(10).take(0, 50)["labels"].reshape(5, 10)
+    epochs = stream(10).take(0, 50)["condition"].reshape(5, 10)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (5, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 5, "each epoch has its own order"
-    assert not np.array_equal(epochs[0], stream(10, seed=1).take(0, 10)["labels"]), "each seed has its own order"
+    assert not np.array_equal(epochs[0], stream(10, seed=1).take(0, 10)["condition"]), "each seed has its own order"
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 10, 24])
 def test_a_position_of_the_stream_does_not_depend_on_how_it_is_reached(batch: int) -> None:
-    whole = stream(10).take(0, 60)["labels"]
+    whole = stream(10).take(0, 60)["condition"]
     parts = stream(10)
     starts = range(0, 48, batch)
     for start in [*starts, *reversed(starts)]:
         part = parts.take(start, batch)
-        np.testing.assert_array_equal(part["labels"], whole[start : start + batch])
-        np.testing.assert_array_equal(part["images"][:, 0, 1, 1], part["labels"])
+        np.testing.assert_array_equal(part["condition"], whole[start : start + batch])
+        np.testing.assert_array_equal(part["images"][:, 0, 1, 1], part["condition"])

@@ -75,7 +75,7 @@ def test_second_moments_are_adams_of_clipped_gradients(workspace: Workspace) -> 
     method = workspace.make_method(TEACHER_RUN, spec)
     weights = dict.fromkeys(method.networks(), initial_weights(spec, SEED))
     learner = get_backend("torch").learner(method, spec, weights, adam)
-    stream = BatchStream("data", {"images": images.images, "labels": images.labels}, Noise(SEED))
+    stream = BatchStream("data", {"images": images.images, "condition": images.labels}, Noise(SEED))
     v: dict[str, np.ndarray] = {}
     for step in range(schedule.updates):
         batch = stream.take(step * schedule.batch, schedule.batch)

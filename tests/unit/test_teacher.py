@@ -53,7 +53,7 @@ def test_the_loss_is_the_weighted_error_of_a_network_that_sees_hidden_labels(nam
         return 0.1 * z, None
 
     loss, logs = method.loss("denoise", {"model": Denoiser(network, None, method.clock)}, batch, draws, None, None)
-    np.testing.assert_array_equal(seen["labels"], np.where(draws["hide"], CLASSES, batch["labels"]))
+    np.testing.assert_array_equal(seen["condition"], np.where(draws["hide"], CLASSES, batch["condition"]))
     np.testing.assert_array_equal(seen["t"], draws["t"])
     angle = np.arctan(np.exp(-0.5 * method.clock(draws["t"].astype(np.float64)).logsnr)).reshape(-1, 1, 1, 1)
     x, eps = batch["images"], draws["eps"]

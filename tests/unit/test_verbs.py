@@ -29,7 +29,7 @@ def open_workspace(folder: Path, changes: dict[str, Any] | None = None, images: 
     workspace = Workspace(write_profile(folder / "mine.yaml", changes), folder)
     workspace.data("train").parent.mkdir(parents=True, exist_ok=True)
     batch = random_batch(SPEC, 30, seed=images)
-    ImageSet("tiny", "train", batch["images"], batch["labels"], SPEC.num_classes).save(workspace.data("train"))
+    ImageSet("tiny", "train", batch["images"], batch["condition"], SPEC.num_classes).save(workspace.data("train"))
     return workspace
 
 

@@ -26,7 +26,7 @@ def workspace(tmp_path: Path, dinov2_folder: Path) -> Workspace:
     workspace.data("train").parent.mkdir(parents=True)
     for seed, split in enumerate(("train", "heldout")):
         batch = random_batch(SPEC, 24, seed)
-        made = ImageSet("tiny", split, batch["images"], batch["labels"], SPEC.num_classes)
+        made = ImageSet("tiny", split, batch["images"], batch["condition"], SPEC.num_classes)
         made.save(workspace.data(split))
     return workspace
 

@@ -48,13 +48,13 @@ class ScoreIdentity(Method):
         self, turn: str, nets: Networks, batch: Batch, draws: Batch, reduced: None, ops: Ops
     ) -> tuple[Array, dict[str, Array]]:
         """w (g_theta - g_phi)^T [(g_theta - x~) - alpha (g_theta - g_phi)] of z_s ~ q(z_s | x~); g_phi fits x~."""
-        labels, s, level = batch["labels"], draws["s"], self.clock(draws["s"])
-        x = nets["student"](draws["z"], draws["t"], labels)
+        condition, s, level = batch["condition"], draws["s"], self.clock(draws["s"])
+        x = nets["student"](draws["z"], draws["t"], condition)
         z_s = diffuse(x, draws["eps"], level)
-        g_phi = nets["auxiliary"](z_s, s, labels)
+        g_phi = nets["auxiliary"](z_s, s, condition)
         if turn == "auxiliary":
             return (weight("edm", level, x, g_phi) * squared_error(x, g_phi)).mean(), {}
-        g_theta = nets["teacher"](z_s, s, labels)
+        g_theta = nets["teacher"](z_s, s, condition)
         gap = g_theta - g_phi
         w = weight("dmd-adaptive", level, ops.stop_gradient(x), ops.stop_gradient(g_theta))
         return (w * inner(gap, g_theta - x - self.options.alpha * gap)).mean(), {"gap": inner(gap, gap).mean()}
