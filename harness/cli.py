@@ -4,12 +4,23 @@ import errno
 import importlib
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from harness.cli_options import (
+    BackendName,
+    BackendOption,
+    Guidance,
+    MethodOption,
+    Profile,
+    Results,
+    Seed,
+    Student,
+    Threads,
+    Variant,
+)
 from harness.errors import UserError
 
 app = typer.Typer(
@@ -22,23 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-class BackendName(StrEnum):
-    """The frameworks."""
-
-    torch = "torch"
-    jax = "jax"
-
-
-Profile = Annotated[str, typer.Option(help="a profile of workflows/config, or a path that ends in .yaml")]
-Results = Annotated[Path | None, typer.Option(help="an existing folder for results [default: results/runs]")]
-BackendOption = Annotated[BackendName, typer.Option(help="the framework")]
-Seed = Annotated[int, typer.Option(min=0, help="the training seed")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads; the default gives the same weights on any machine")]
-MethodOption = Annotated[str, typer.Option(help="the method's id, for example moment-matching/alternating")]
-Variant = Annotated[str, typer.Option(help="`default`, or the name of an ablation")]
-Guidance = Annotated[float, typer.Option(min=0, help="weight with which the student's teacher is guided")]
-Student = Annotated[str, typer.Option(help="the student: k8, k4, ...; `teacher` for the teacher itself")]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
 
@@ -91,14 +85,15 @@ def extractor(
     profile: Profile = "digits",
     results: Results = None,
     retrain: Annotated[Path | None, typer.Option(help="train new weights into this file")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="the CLIP of the profile's CLIP score, in its place")] = False,
     download: Annotated[str | None, typer.Option(help="fetch the published weights of this extractor")] = None,
 ) -> None:
     """Validate the feature extractor, or retrain it. Example: fewstep extractor --retrain new.safetensors"""
     if download is not None:
-        _refuse(context, ("profile", "results", "retrain"), "with --download")
+        _refuse(context, ("profile", "results", "retrain", "clip"), "with --download")
         importlib.import_module("harness.verbs.extractor").download(download)
     else:
-        _run("extractor", profile, results, retrain=retrain)
+        _run("extractor", profile, results, retrain=retrain, clip=clip)
 
 
 @app.command()

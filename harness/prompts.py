@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from harness.conditions import Condition, Text
 from harness.datasets import ImageSet
+from harness.errors import UserError
 from harness.text_encoders.table import TextTable
 from harness.workspace import Workspace
 
@@ -36,6 +38,11 @@ class Captions:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def require(self, encoder_weights: object, checkpoint: Path) -> None:
+        """Raise UserError where a network was trained on the features of other weights than these are of."""
+        if self.table.identity["encoder_weights"] != encoder_weights:
+            raise UserError(f"{checkpoint}: was trained with other weights of the text encoder; train it anew")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,14 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.addresses import TEACHER, RunAddress, Setting, guidance_suffix
+from harness.addresses import TEACHER, RunAddress, Setting
 from harness.backends.base import Adam
 from harness.config import MethodConfig, OptimiserConfig, PairsConfig, Profile, digest, load_profile, validate_options
 from harness.diffusion import Clock, make_clock
 from harness.errors import UserError
-from harness.method import CopyOf, Method, Pretrained, get_method
+from harness.layout import Layout
+from harness.method import CopyOf, Method, Pretrained
 from harness.metrics.config import DuringConfig
 from harness.networks.transformer import TransformerSpec
+from harness.registry import get_method
 from harness.samplers import nfe
 from harness.training import Schedule
 
@@ -20,7 +22,7 @@ DEFAULT_RESULTS = Path("results/runs")
 REFERENCES = Path("results/reference")
 
 
-class Workspace:
+class Workspace(Layout):
     """The files of one profile under a results folder, and the objects that its configuration describes."""
 
     def __init__(self, profile: str, results: Path | None = None) -> None:
@@ -29,37 +31,6 @@ class Workspace:
             problem = "is not a folder" if results.exists() else "the output folder does not exist"
             raise UserError(f"{results}: {problem}; create it, or choose another")
         self.root = (results or DEFAULT_RESULTS) / self.profile.name
-
-    def data(self, split: str) -> Path:
-        """Images and labels of one split (train, heldout)."""
-        return self.root / "data" / f"{split}.npz"
-
-    def text(self, split: str) -> Path:
-        """Features of the captions of one split."""
-        return self.root / "text" / f"{split}.npz"
-
-    def reference(self, split: str) -> Path:
-        """Reference features and statistics of one split."""
-        return self.root / "reference" / f"{split}.npz"
-
-    @property
-    def features(self) -> Path:
-        """The cache of features of images, by content."""
-        return self.root / "features"
-
-    @property
-    def floor(self) -> Path:
-        """The record of the real-data floor."""
-        return self.root / "reference" / "metrics-real-data.json"
-
-    @property
-    def extractor_report(self) -> Path:
-        """The validated accuracy of the extractor."""
-        return self.root / "extractor.json"
-
-    def run(self, address: RunAddress) -> Path:
-        """The folder of one run."""
-        return self.root / address.folder
 
     @cached_property
     def clock(self) -> Clock:
@@ -128,10 +99,6 @@ class Workspace:
             chain.append(address)
         return chain
 
-    def pairs(self, teacher: RunAddress, guidance: float) -> Path:
-        """Pairs of noise and image along a teacher's deterministic sampler."""
-        return self.run(teacher) / f"pairs{guidance_suffix(guidance)}.safetensors"
-
     def needs_pairs(self, address: RunAddress) -> bool:
         """Whether a run trains on pairs. Raises UserError where the profile says nothing of them."""
         needed = "pairs" in get_method(address.method).sources
@@ -164,10 +131,6 @@ class Workspace:
             return 0
         pairs = self.require_pairs()
         return pairs.count * nfe(pairs.steps, address.guidance)
-
-    def checkpoint(self, address: RunAddress) -> Path:
-        """The result of one run."""
-        return self.run(address) / f"{get_method(address.method).result}.safetensors"
 
     def options(self, address: RunAddress) -> Any:
         """The method's own options for one run."""
@@ -206,10 +169,6 @@ class Workspace:
         if during is None or (method, variant) not in [(config.id, config.variant) for config in self.profile.methods]:
             return None
         return during if during.methods is None or method in during.methods else None
-
-    def selected(self, address: RunAddress, setting: Setting) -> Path:
-        """The record of the best of a run's evaluations during training."""
-        return self.run(address) / f"selected-{setting.name}.json"
 
     def training(self, address: RunAddress) -> tuple[Schedule, Adam]:
         """How one run learns."""

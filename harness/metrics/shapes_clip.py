@@ -131,7 +131,7 @@ def load_clip() -> ShapesCLIP:
     return _read(WEIGHTS, WEIGHTS_SHA256)[0]
 
 
-def train_shapes_clip(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
+def train_extractor(train: ImageSet, heldout: ImageSet, out_path: Path | str) -> dict[str, Any]:
     """Train the model on `train`, check it on `heldout`, and write its weights (float16) to `out_path`.
 
     The same machine and library versions give the same bytes. Returns what the file's metadata holds:

@@ -6,9 +6,10 @@ from array_api_compat import array_namespace
 from harness.backends import get_backend
 from harness.backends.base import Adam, Weights
 from harness.diffusion import Array, CosineClock, Level
-from harness.method import Method, get_method
+from harness.method import Method
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
+from harness.registry import get_method
 from harness.reporting.claims_evidence import ALTERNATING
 
 DIFF_INSTRUCT = "diff-instruct"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.config import REPOSITORY, Profile
 from harness.datasets.config import ImageFilesConfig
 from harness.errors import UserError
-from harness.method import get_method
+from harness.registry import get_method
 from harness.validation import StrictModel, parse_yaml, suggest, validate
 
 PUBLISHED = REPOSITORY / "results" / "published"

@@ -111,7 +111,17 @@ class Record(BaseModel):
 COLUMNS = [field.alias or name for name, field in Row.model_fields.items()]
 CAPTION_COLUMNS = ["clip", "attribute_accuracy"]
 # Averaged over seeds: metrics with their spread, costs without.
-METRICS = ["fid", "is", "kid", "precision", "recall", *CAPTION_COLUMNS, "fid_heldout", "nn_distance", "nn_distance_heldout"]
+METRICS = [
+    "fid",
+    "is",
+    "kid",
+    "precision",
+    "recall",
+    *CAPTION_COLUMNS,
+    "fid_heldout",
+    "nn_distance",
+    "nn_distance_heldout",
+]
 METRICS += ["class_distance", "images_per_second"]
 COSTS = ["updates", "train_passes", "train_seconds", "peak_memory_mb"]
 # Rows may be compared where these agree.

@@ -20,10 +20,11 @@ from harness.backends.base import Adam, Weights
 from harness.datasets import ImageSet, load_dataset, unit_range
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.method import Average, Head, Method, Preconditioner, Pretrained, Turn, get_method
+from harness.method import Average, Head, Method, Preconditioner, Pretrained, Turn
 from harness.networks.transformer import TransformerSpec, initial_head, initial_weights
 from harness.noise import Noise
 from harness.provenance import run_record
+from harness.registry import get_method
 from harness.training import BatchStream, Run, Schedule
 from harness.workspace import Workspace
 

@@ -14,11 +14,11 @@ from harness.backends.base import Weights
 from harness.checkpoint import load_checkpoint, require_config
 from harness.datasets.archive import save_arrays
 from harness.files import write_atomic
-from harness.method import get_method
 from harness.metrics.images import to_uint8
 from harness.networks.transformer import TransformerSpec
-from harness.prompts import Prompts, prompts
+from harness.prompts import Captions, Prompts, prompts
 from harness.provenance import run_record
+from harness.registry import get_method
 from harness.samplers import draw_images, sampling_step
 from harness.workspace import Workspace
 
@@ -34,6 +34,8 @@ def run(
     require_config(checkpoint, manifest, workspace.run_config(address))
     spec, n_samples, throughput = TransformerSpec(**manifest["network"]), workspace.profile.evaluation.n_samples, {}
     given = prompts(workspace, spec.num_classes)
+    if isinstance(given.conditions, Captions):
+        given.conditions.require(manifest.get("text_encoder"), checkpoint)
     labels = given.labels[given.rows(0, n_samples)]
     for setting in settings:
         images, rate = draw(workspace, address, setting, spec, weights, given, n_samples)

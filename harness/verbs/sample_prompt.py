@@ -16,9 +16,9 @@ from harness.config import validate_options
 from harness.diffusion import make_clock
 from harness.errors import UserError
 from harness.files import open_atomic
-from harness.method import get_method
 from harness.metrics.images import to_uint8
 from harness.networks.transformer import TransformerSpec
+from harness.registry import get_method
 from harness.samplers import draw_images, sampling_step
 from harness.text_encoders import load_encoder
 from harness.text_encoders.config import TextConfig

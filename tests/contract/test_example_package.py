@@ -13,7 +13,8 @@ import yaml
 
 from harness.checkpoint import load_checkpoint
 from harness.config import MethodConfig
-from harness.method import ENTRY_POINT_GROUP, Method, Start, Turn
+from harness.method import Method, Start, Turn
+from harness.registry import ENTRY_POINT_GROUP
 from tests.profiles import CONTENT, write_profile
 from tests.workflow.conftest import ROOT, run
 

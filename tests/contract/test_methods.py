@@ -22,8 +22,9 @@ from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.config import MethodConfig
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Average, Head, Method, Preconditioner, Pretrained, Start, Turn, registry
+from harness.method import Average, Head, Method, Preconditioner, Pretrained, Start, Turn
 from harness.noise import Noise
+from harness.registry import registry
 from harness.samplers import FAMILIES, draw_images, sampling_step
 from tests.conftest import SPEC, generic_weights, random_batch
 from tests.contract.perceptual import PerceptualDMD

@@ -10,10 +10,10 @@ from harness.backends import get_backend
 from harness.backends.base import Adam
 from harness.backends.torch_bare import make_network, matching_losses, teacher_loss
 from harness.diffusion import CosineClock
-from harness.method import get_method
 from harness.moment_matching import MomentMatchingOptions
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
+from harness.registry import get_method
 from harness.teacher import TeacherOptions
 from tests.conftest import generic_weights, random_batch
 

@@ -8,10 +8,11 @@ import pytest
 from harness.backends import get_backend
 from harness.backends.base import Adam
 from harness.diffusion import CosineClock
-from harness.method import Average, Method, get_method
+from harness.method import Average, Method
 from harness.moment_matching import MomentMatchingOptions
 from harness.networks.transformer import TransformerSpec, initial_weights
 from harness.noise import Noise
+from harness.registry import get_method
 from harness.samplers import draw_images, equal_times, sampling_step
 from harness.teacher import TeacherOptions
 from harness.training import BatchStream, Schedule

@@ -11,7 +11,8 @@ import pytest
 
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Denoiser, Method, Options, get_method, registry
+from harness.method import Denoiser, Method, Options
+from harness.registry import get_method, registry
 from harness.samplers import FAMILIES
 from harness.teacher import Teacher, TeacherOptions
 

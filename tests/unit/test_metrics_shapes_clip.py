@@ -154,7 +154,7 @@ def test_other_files_and_sets_are_refused(tmp_path: Path, heldout: ImageSet, mon
     with pytest.raises(UserError, match="another split"):
         shapes_clip.validate(shapes_clip.WEIGHTS, first(heldout, 100))
     with pytest.raises(UserError, match="shapes/heldout': holds scenes that are held out; pass the split train"):
-        shapes_clip.train_shapes_clip(heldout, heldout, tmp_path / "a.safetensors")
+        shapes_clip.train_extractor(heldout, heldout, tmp_path / "a.safetensors")
     altered = bytearray(shapes_clip.WEIGHTS.read_bytes())
     altered[-1] ^= 1
     (tmp_path / "altered.safetensors").write_bytes(altered)
@@ -169,15 +169,15 @@ def test_training_is_reproducible_and_writes_nothing_below_the_bar(
     train, few = first(load_dataset("shapes", "train"), 300), first(heldout, 200)
     monkeypatch.setattr(shapes_clip, "STEPS", 5)
     with pytest.raises(UserError, match=r"held-out retrieval 0\.\d+ is below the required 0\.9"):
-        shapes_clip.train_shapes_clip(train, few, tmp_path / "a.safetensors")
+        shapes_clip.train_extractor(train, few, tmp_path / "a.safetensors")
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr(shapes_clip, "REQUIRED_RETRIEVAL", 0.0)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    report = shapes_clip.train_shapes_clip(train, few, tmp_path / "a.safetensors")
+    report = shapes_clip.train_extractor(train, few, tmp_path / "a.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     torch.manual_seed(1)
-    shapes_clip.train_shapes_clip(train, few, tmp_path / "b.safetensors")
+    shapes_clip.train_extractor(train, few, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert shapes_clip.validate(tmp_path / "a.safetensors", few).items() >= report.items()
 

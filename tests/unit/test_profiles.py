@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.addresses import TEACHER
-from harness.method import Method, registry
+from harness.method import Method
 from harness.networks.transformer import TransformerSpec
+from harness.registry import registry
 from harness.workspace import Workspace
 
 FOLDER = Path(__file__).parents[2] / "workflows" / "config"

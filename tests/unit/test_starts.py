@@ -10,10 +10,11 @@ from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import content_digest, load_checkpoint
 from harness.datasets import ImageSet
-from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Pretrained, Start, get_method
+from harness.method import Average, CopyOf, Fresh, Head, Preconditioner, Pretrained, Start
 from harness.moment_matching import AlternatingMomentMatching
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
+from harness.registry import get_method
 from harness.training import BatchStream
 from harness.verbs import data, teacher, train
 from harness.verbs.train import data_stream, starting_weights

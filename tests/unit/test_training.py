@@ -16,9 +16,10 @@ from harness.backends.base import Adam, Learner, Update
 from harness.checkpoint import load_checkpoint
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Batch, get_method
+from harness.method import Batch
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
+from harness.registry import get_method
 from harness.training import BatchStream, Run, Schedule, check_finite, locked
 from tests.conftest import SPEC, random_batch
 

@@ -11,7 +11,7 @@ from harness.addresses import TEACHER, guidance_suffix
 from harness.config import digest
 from harness.datasets import LOADERS
 from harness.errors import UserError
-from harness.method import get_method
+from harness.registry import get_method
 from harness.metrics.extractors import module_of, require_available, require_clip
 from harness.provenance import source_hash
 from harness.reporting.published import PUBLISHED, load_tables, tables_for
@@ -47,6 +47,7 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 ROOT = str(WORKSPACE.root)
+CLIP_REPORT = [] if WORKSPACE.profile.evaluation.clip is None else [str(WORKSPACE.clip_report)]
 # What networks are conditioned on and images are drawn for, where that is text.
 TEXTS = [] if WORKSPACE.profile.text is None else [str(WORKSPACE.text(split)) for split in ("train", "heldout")]
 RUN = f"{ROOT}/{{backend}}/{{run}}/seed{{seed}}"

@@ -28,6 +28,35 @@ rule extractor:
         "fewstep extractor --profile {params.profile} > {log} 2>&1"
 
 
+if WORKSPACE.profile.evaluation.clip is not None:
+
+    rule clip:
+        input:
+            rules.data.output,
+        output:
+            f"{ROOT}/clip.json",
+        log:
+            f"{ROOT}/logs/clip.log",
+        params:
+            profile=shlex.quote(PROFILE),
+            source=source_hash("harness.verbs.extractor", *JUDGES),
+        shell:
+            "fewstep extractor --clip --profile {params.profile} > {log} 2>&1"
+
+    rule retrain_clip:
+        input:
+            rules.data.output,
+        output:
+            f"{ROOT}/extractor/retrained-clip.safetensors",
+        log:
+            f"{ROOT}/logs/retrain_clip.log",
+        params:
+            profile=shlex.quote(PROFILE),
+            source=source_hash("harness.verbs.extractor", *JUDGES),
+        shell:
+            "fewstep extractor --clip --profile {params.profile} --retrain {output} > {log} 2>&1"
+
+
 rule retrain_extractor:
     input:
         rules.data.output,

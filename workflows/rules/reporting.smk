@@ -33,6 +33,7 @@ rule figures:
     input:
         RECORDS,
         SELECTED,
+        f"{ROOT}/data/heldout.npz",
     output:
         directory(f"{ROOT}/figures"),
     log:
@@ -69,6 +70,7 @@ rule report:
         SELECTED,
         rules.figures.output,
         rules.extractor.output,
+        CLIP_REPORT,
         rules.claims.output,
     output:
         report(f"{ROOT}/report.html", category="Report", caption="../report/report.rst"),
