@@ -140,6 +140,9 @@ class Profile(StrictModel):
     seeds: Distinct[Seed] = Field(description="one complete run each")
     backends: Distinct[BackendName] = Field(description="each method is trained on every one, unless it names its own")
     data: DataConfig = Field(discriminator="name")
+    heldout: DataConfig | None = Field(
+        None, discriminator="name", description="another data set, all of it in place of the held-out split (zero-shot)"
+    )
     text: TextConfig | None = Field(None, description="encoder of the captions that networks are conditioned on")
     extractor: ExtractorSection = Field(description="the feature extractor of the metrics: a name, or more")
     published: str | None = Field(None, description="table of results/published whose data set this is, if any")
@@ -180,10 +183,11 @@ class Profile(StrictModel):
 
     @model_validator(mode="after")
     def _text_has_captions(self) -> "Profile":
-        if self.text is not None and not self.data.captioned:
-            raise ValueError(
-                f"text: the data set {self.data.name!r} has no captions; drop the section, or name another"
-            )
+        for data in (self.data, self.heldout):
+            if self.text is not None and data is not None and not data.captioned:
+                raise ValueError(f"text: the data set {data.name!r} has no captions; drop the section, or name another")
+        if self.heldout is not None and self.text is None:
+            raise ValueError("heldout: only captions of another data set can be drawn for; add the section text")
         return self
 
     @model_validator(mode="after")

@@ -237,6 +237,8 @@ class Workspace(Layout):
         profile = self.profile
         evaluation = profile.evaluation.model_dump(mode="json", exclude={"during"})
         parts = {"evaluation": evaluation, "extractor": profile.extractor.content}
+        if profile.heldout is not None:
+            parts["heldout"] = profile.heldout.model_dump(mode="json")
         if address is None:
             return digest({**parts, "data": profile.data.model_dump(mode="json")})
         sampling = {"sampling_noise": profile.teacher.sampling_noise} if address.method == TEACHER else {}

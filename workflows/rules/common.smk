@@ -47,6 +47,7 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 ROOT = str(WORKSPACE.root)
+DATA_SETS = [data for data in (WORKSPACE.profile.data, WORKSPACE.profile.heldout) if data is not None]
 CLIP_REPORT = [] if WORKSPACE.profile.evaluation.clip is None else [str(WORKSPACE.clip_report)]
 # What networks are conditioned on and images are drawn for, where that is text.
 TEXTS = [] if WORKSPACE.profile.text is None else [str(WORKSPACE.text(split)) for split in ("train", "heldout")]

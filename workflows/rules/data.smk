@@ -8,8 +8,8 @@ rule data:
         f"{ROOT}/logs/data.log",
     params:
         profile=shlex.quote(PROFILE),
-        source=source_hash("harness.verbs.data", LOADERS[WORKSPACE.profile.data.name]),
-        config=WORKSPACE.profile.data.model_dump(mode="json"),
+        source=source_hash("harness.verbs.data", *(LOADERS[data.name] for data in DATA_SETS)),
+        config=[data.model_dump(mode="json") for data in DATA_SETS],
     shell:
         "fewstep data --profile {params.profile} > {log} 2>&1"
 

@@ -38,7 +38,7 @@ rule pairs:
         f"{RUN}/pairs{{guided}}.log",
     wildcard_constraints:
         run=f"{TEACHER}/default/{TEACHER}",
-        guided="|".join(GUIDANCE_OF_PAIRS),
+        guided="(-w[^/]+)?",
     threads: 1
     params:
         profile=shlex.quote(PROFILE),
