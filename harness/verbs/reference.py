@@ -21,8 +21,8 @@ def run(workspace: Workspace) -> None:
     cache = FeatureCache(workspace.features)
     train, heldout = (ImageSet.load(workspace.data(split)) for split in ("train", "heldout"))
     workspace.reference("train").parent.mkdir(parents=True, exist_ok=True)
-    for split in (train, heldout):
-        cached_reference(workspace.reference(split.split), split, extractor, cache)
+    for split, images in (("train", train), ("heldout", heldout)):
+        cached_reference(workspace.reference(split), images, extractor, cache)
     n, judge = workspace.profile.evaluation.n_samples, Judge(workspace)
     scores = real_data_floor(
         train if judge.captions is None else heldout, heldout, n, FLOOR_SEED, extractor, judge.reference, judge.second,
