@@ -186,21 +186,26 @@ def bind(
     method: "Method", starts: Mapping[str, Start], apply: Callable[..., Any], params: Mapping[str, Any]
 ) -> Networks:
     """What a method's loss sees of the parameters of every network and average; `starts` are its `networks()`."""
-    trained = {name for turn in method.turns.values() for name in turn.trains}
+    weights = guidances(method, starts)
 
     def one(name: str) -> Any:
         start = starts[name]
-        guided = isinstance(start, CopyOf) and name not in trained
         while isinstance(start, Average):
             start = starts[start.of]
         if isinstance(start, Head | Pretrained):
             return partial(start.apply, params[name])
         if isinstance(start, Preconditioner):
             return params[name]
-        guidance = method.guidance.get(start.source, 0.0) if guided and isinstance(start, CopyOf) else 0.0
-        return Denoiser(apply, params[name], method.clock, method.num_classes, guidance)
+        return Denoiser(apply, params[name], method.clock, method.num_classes, weights.get(name, 0.0))
 
     return {name: one(name) for name in params}
+
+
+def guidances(method: "Method", starts: Mapping[str, Start]) -> dict[str, float]:
+    """The guidance of each network that is distilled: of the copies that no turn trains."""
+    trained = {name for turn in method.turns.values() for name in turn.trains}
+    distilled = {name: start for name, start in starts.items() if isinstance(start, CopyOf) and name not in trained}
+    return {name: method.guidance.get(start.source, 0.0) for name, start in distilled.items()}
 
 
 class Method(ABC):
@@ -246,7 +251,7 @@ class Method(ABC):
         A backward pass counts 2, one in the inputs alone 1, a tangent along the parameters 2.
         """
         calls = self.turns[turn]
-        guided = calls.guided if any(self.guidance.values()) else 0
+        guided = calls.guided if any(guidances(self, self.networks()).values()) else 0
         return calls.forward + guided + 3 * calls.gradient + 2 * calls.input_gradient + 3 * calls.jvp
 
     @classmethod

@@ -7,9 +7,12 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJR
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from harness.conditions import Text
 from harness.networks.transformer import TransformerSpec, initial_weights
 from harness.noise import Noise
 from tests.pretrained import clip_file, dinov2_folder, inception_file, inception_network, torchscript_file  # noqa: F401
@@ -39,9 +42,16 @@ def generic_weights(spec: TransformerSpec, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def random_batch(spec: TransformerSpec, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random images (count, channels, size, size) in [-1, 1] and labels."""
+def random_batch(spec: TransformerSpec, count: int, seed: int = 0) -> dict[str, Any]:
+    """Random images (count, channels, size, size) in [-1, 1] and labels, or captions where the network reads them."""
     noise = Noise(seed)
     images = 2 * noise.uniform("test/images", 0, 0, count, (spec.channels, spec.size, spec.size)) - 1
     labels = (noise.uniform("test/labels", 0, 0, count) * spec.num_classes).astype(np.int64)
-    return {"images": images.astype(np.float32), "condition": labels}
+    condition = random_captions(spec, count, seed) if spec.text_width else labels
+    return {"images": images.astype(np.float32), "condition": condition}
+
+
+def random_captions(spec: TransformerSpec, count: int, seed: int = 0, longest: int = 3) -> Text:
+    """Captions of none to `longest` random tokens, in turn; unlike an encoder's, their padding is random as well."""
+    tokens = Noise(seed).normal("test/captions", 0, 0, count, (longest, spec.text_width))
+    return Text(tokens, np.arange(longest) < (np.arange(count) % (longest + 1))[:, None])

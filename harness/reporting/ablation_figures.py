@@ -15,7 +15,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from harness.datasets import ImageSet
 from harness.reporting.claims_evidence import ALTERNATING
 from harness.reporting.grids import read_samples, tile
-from harness.reporting.records import ALIKE, SAMPLERS, Record, frame, method_name, over_seeds, sample_count
+from harness.reporting.records import (
+    ALIKE,
+    SAMPLERS,
+    Record,
+    frame,
+    matched_guidance,
+    method_name,
+    over_seeds,
+    sample_count,
+    text_to_image,
+)
 from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, plain, save
 
 TRANSITIONS = {
@@ -28,9 +38,12 @@ SIDE = 6  # images of one class on a side of a panel
 def ablation_figures(records: Sequence[Record], folder: Path, real_images: Path | None) -> dict[str, Figure]:
     """Those of the three figures whose records are there: conditional-vs-unconditional, guidance, ablations.
 
-    `real_images` is the file of a data set (`ImageSet`). Raises UserError for samples that cannot be read.
+    `real_images` is the file of a data set (`ImageSet`). A text-to-image profile has the last alone. Raises UserError
+    for samples that cannot be read.
     """
     means = over_seeds(frame(records))
+    if text_to_image(means).any():  # scenes are no classes, and guidance is no ablation
+        return variants_figure(means, folder)
     return (
         transition_grids(records, folder, real_images) | guidance_figure(means, folder) | variants_figure(means, folder)
     )
@@ -134,7 +147,8 @@ def _guidance_panel(ax: Axes, block: pd.DataFrame, real: pd.DataFrame) -> None:
 def variants_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
     """FID of every variant of a method beside its default, a row of panels a method, a column a step count."""
     students = means[~means["method"].isin(["teacher", "real-data"])]
-    groups = students.groupby([*ALIKE, "convention", "method"], sort=False)
+    students = students.assign(matched=matched_guidance(students))
+    groups = students.groupby([*ALIKE, "convention", "method", "matched"], sort=False)
     blocks = [block for _, block in groups if (block["variant"] != "default").any()]
     if not blocks:
         return {}
@@ -149,7 +163,8 @@ def variants_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
         variants = list(dict.fromkeys(["default", *order]))
         for ax, k in zip(panels, steps, strict=False):
             _variants_panel(ax, block[block["steps"] == k], variants, named=ax is panels[0])
-            ax.set_title(f"{method_name(str(block['method'].iloc[0]))}, k = {k}", fontsize=9)
+            guided = f", w = {block['matched'].iloc[0]:g}" if text_to_image(block).any() else ""
+            ax.set_title(f"{method_name(str(block['method'].iloc[0]))}, k = {k}{guided}", fontsize=9)
         for ax in panels[len(steps) :]:
             ax.axis("off")
     backends = list(dict.fromkeys(backend for block in blocks for backend in block["backend"]))

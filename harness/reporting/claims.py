@@ -8,11 +8,11 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.reporting.claims_evidence import Evidence, Finding, Verdict
+from harness.reporting.claims_captions import at_shared_guidance, beats_its_base_model, guidance_raises_scores
+from harness.reporting.claims_evidence import Evidence, Finding
 from harness.reporting.claims_process import (
     coincides_with_diff_instruct,
     cost_trades_against_quality,
-    guidance_raises_inception_score,
     instant_loss_decays,
     samplers_weigh_differently,
 )
@@ -27,30 +27,27 @@ from harness.reporting.claims_quality import (
 from harness.reporting.intervals import CONFIDENCE
 from harness.reporting.tables import escape_markdown
 
-
-def text_to_image(evidence: Evidence) -> Finding:
-    """C9: belongs to the text-to-image profile."""
-    return Finding(Verdict.UNTESTED, "Needs captioned images and CLIP scores: another profile's.")
-
-
 RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "C1": (
         "The 8-step student has a better FID than its own many-step teacher, without guidance",
-        better_than_teacher,
+        at_shared_guidance(better_than_teacher),
     ),
-    "C2": ("FID improves with the number of student steps, 1 to 2 to 4 to 8", improves_with_steps),
-    "C3": ("Alternating and instant are close at 8 steps; alternating is better below 8", close_then_better),
+    "C2": ("FID improves with the number of student steps, 1 to 2 to 4 to 8", at_shared_guidance(improves_with_steps)),
+    "C3": (
+        "Alternating and instant are close at 8 steps; alternating is better below 8",
+        at_shared_guidance(close_then_better),
+    ),
     "C4": (
         "At 8 steps moment matching beats progressive and consistency distillation; at 1 step others are better",
-        beats_its_rivals,
+        at_shared_guidance(beats_its_rivals),
     ),
     "C5": (
         "z_s drawn given x~ and z_t gives far more diverse samples than z_s drawn given x~ alone",
-        conditional_is_more_diverse,
+        at_shared_guidance(conditional_is_more_diverse),
     ),
     "C6": (
         "Guidance in the teacher raises Inception Score (CLIP score needs captions)",
-        guidance_raises_inception_score,
+        guidance_raises_scores,
     ),
     "C7": ("The instant loss rises briefly, then decays exponentially", instant_loss_decays),
     "C8": (
@@ -60,15 +57,20 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
     "C9": (
         "Text-to-image: the alternating 8-step student beats its base model in FID and CLIP score; instant does "
         "somewhat less well",
-        text_to_image,
+        beats_its_base_model,
     ),
     "C10": (
         "With k = 1 and z_1 pure noise, Algorithm 2 coincides with Diff-Instruct (variational score distillation)",
         coincides_with_diff_instruct,
     ),
-    "C11": ("Distillation also works with deterministic DDIM transitions", works_with_ddim),
-    "C12": ("Alternating and instant trade cost against quality and stability", cost_trades_against_quality),
+    "C11": ("Distillation also works with deterministic DDIM transitions", at_shared_guidance(works_with_ddim)),
+    "C12": (
+        "Alternating and instant trade cost against quality and stability",
+        at_shared_guidance(cost_trades_against_quality),
+    ),
 }
+WITH_CLIP = {"C6": "Guidance in the teacher raises Inception Score and CLIP score"}
+"""What claims are called where images were scored against captions."""
 NOTE = (
     f"Intervals are {CONFIDENCE:.0%} t-intervals over training seeds, of the logarithm where the statistic is a ratio: "
     "Welch's between two methods, one-sample against a teacher; C6's are over splits of the images. Images are never "
@@ -90,6 +92,10 @@ class Claim:
     verdict: str
 
 
+CLIP_NOTE = NOTE.replace(
+    "C6's are over splits of the images",
+    "C6's are over splits of the images (Inception score) or over images (CLIP score)",
+)
 COLUMNS = [field.name for field in fields(Claim)]
 
 
@@ -99,11 +105,18 @@ def judge(evidence: Evidence) -> list[Claim]:
     for column in ("profile", "identity", "convention"):
         if trained[column].nunique() > 1:
             raise UserError(f"claims compare records of one {column}; these have several: evaluate all of them alike")
+    called = WITH_CLIP if trained["clip"].notna().any() else {}
     claims = []
     for name, (claim, rule) in RULES.items():
         found = rule(evidence)
+        claim = called.get(name, claim)
         claims.append(Claim(name, claim, found.evidence, found.statistic, found.interval, found.verdict.value))
     return claims
+
+
+def note(claims: Sequence[Claim]) -> str:
+    """How to read the intervals of these claims."""
+    return CLIP_NOTE if any(claim.claim == WITH_CLIP.get(claim.id) for claim in claims) else NOTE
 
 
 def write_claims(claims: Sequence[Claim], folder: Path) -> None:
@@ -115,7 +128,7 @@ def write_claims(claims: Sequence[Claim], folder: Path) -> None:
         cells = {**asdict(claim), "verdict": f"**{claim.verdict}**"}
         cells |= {name: escape_markdown(text) for name, text in cells.items() if name != "verdict"}
         lines.append("| " + " | ".join(cells.values()) + " |")
-    write_atomic(folder / "claims.md", "\n".join([*lines, "", f"*{escape_markdown(NOTE)}*", ""]))
+    write_atomic(folder / "claims.md", "\n".join([*lines, "", f"*{escape_markdown(note(claims))}*", ""]))
 
 
 def read_claims(path: Path) -> list[Claim]:

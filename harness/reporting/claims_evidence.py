@@ -87,10 +87,11 @@ def values(
     log: bool = True,
     variant: str = "default",
     sampler: str | None = None,
+    guidance: float = 0.0,
 ) -> Values:
-    """One column of an unguided setting, or its logarithm; backends that did not measure it are left out."""
+    """One column of a setting, or its logarithm; backends that did not measure it are left out."""
     rows = table[(table["method"] == method) & (table["variant"] == variant) & (table["steps"] == steps)]
-    rows = rows[rows["guidance"].fillna(0) == 0]
+    rows = rows[rows["guidance"].astype(float).fillna(0.0) == guidance]
     if sampler is not None:
         rows = rows[rows["sampler"] == sampler]
     if column not in rows:

@@ -31,7 +31,7 @@ from harness.reporting.claims_evidence import (
     values,
     within,
 )
-from harness.reporting.records import method_name, plain_teachers
+from harness.reporting.records import method_name, plain_teachers, text_to_image
 
 CLOSE = 1.25  # two FIDs are close within this ratio
 FAR = 0.05  # a gain in recall above this is "far more diverse"
@@ -49,9 +49,10 @@ def better_than_teacher(evidence: Evidence) -> Finding:
     student = values(table, ALTERNATING, MANY)
     found = over_teacher(student, values(table, "teacher", steps, sampler="ancestral"))
     ddim = over_teacher(student, values(table, "teacher", steps, sampler="ddim"))
+    guided = "guided alike" if text_to_image(table).any() else "neither guided"
     told = (
         f"FID of the alternating {MANY}-step student over that of its teacher with the most ancestral steps, "
-        f"{steps or 'unknown'}, neither guided; geometric mean over seeds. Holds if the interval lies below 1. Beside "
+        f"{steps or 'unknown'}, {guided}; geometric mean over seeds. Holds if the interval lies below 1. Beside "
         f"it, without a part in the verdict, over that of as many DDIM steps. {given(table)}"
     )
     return _finding(below(found, by_seeds=True), told, {"": found} | ({"over DDIM": ddim} if ddim else {}))

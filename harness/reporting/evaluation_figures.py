@@ -10,18 +10,21 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from harness.reporting.records import ALIKE, Record, frame, is_ablation, sample_count
-from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, save
+from harness.reporting.records import ALIKE, Record, frame, is_ablation, sample_count, text_to_image
+from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, save, tints
 
 
 def fid_against_n_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
     """FID over its limit for infinitely many images, against 1/n, as `fid-against-n`; a panel for each step count.
 
-    Of each method, backend and step count without guidance, the first seed; none where no record has the limit.
+    Of each method, backend and step count without guidance, or with captions of each weight, the first seed; none where
+    no record has the limit.
     """
     table = frame(records)
+    captioned = text_to_image(table).any()
     table = table[table["fid_by_n"].notna() & (table["fid_infinity"] > 0) & ~is_ablation(table)]
-    table = table.drop_duplicates([*ALIKE, "convention", "label", "backend", "steps"])
+    table = table.drop_duplicates([*ALIKE, "convention", "series", "backend", "steps"])
+    tint_of = tints(table)
     panels: list[tuple[Any, Any]] = list(table.groupby([*ALIKE, "steps"], sort=False))
     panels.sort(key=lambda panel: -panel[0][-1])
     if not panels:
@@ -35,7 +38,7 @@ def fid_against_n_figure(records: Sequence[Record], folder: Path) -> dict[str, F
         for row in rows.to_dict("records"):
             n = np.array(list(row["fid_by_n"]), float)
             ratio = np.array(list(row["fid_by_n"].values())) / row["fid_infinity"]
-            style = line(row["backend"]) | {"color": colour(row["method"], row["sampler"]), "markersize": 4}
+            style = line(row["backend"]) | {"color": tint_of[row["series"]], "markersize": 4}
             ax.plot(1 / n, ratio, **{**style, "linestyle": ""})
             slope = np.polynomial.Polynomial.fit(1 / n, ratio, 1)
             ax.plot([0, 1 / n.min()], slope(np.array([0, 1 / n.min()])), **{**style, "marker": ""}, linewidth=0.9)
@@ -49,16 +52,18 @@ def fid_against_n_figure(records: Sequence[Record], folder: Path) -> dict[str, F
         ax.set_ylabel("FID over FID-inf")
         ax.set_xlabel("images, on an axis of 1/n")
     canvas.tight_layout()
-    shown_rows = {row["label"]: colour(row["method"], row["sampler"]) for row in table.to_dict("records")}
-    keys = [Line2D([], [], color=tint, label=label) for label, tint in shown_rows.items()]
+    drawn = [str(name) for name in dict.fromkeys(table["series"])]
+    keys = [Line2D([], [], color=tint_of[name], label=name) for name in drawn]
     keys += [Line2D([], [], color=REFERENCE, label=name, **line(name)) for name in dict.fromkeys(table["backend"])]
     canvas.legend(handles=keys, loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
         "FID of disjoint parts of the generated images, averaged over the parts, over its extrapolation to infinitely "
         "many (FID-inf), against 1/n: the bias in n falls as 1/n. The lower a method's FID, the larger the share of "
         "its bias, so that with few images methods look more alike than they are. The reference stays what it is. "
-        "Ablations and guided samples are left out; of several seeds the first is shown."
+        f"Ablations {'' if captioned else 'and guided samples '}are left out; of several seeds the first is shown."
     )
+    if captioned:
+        caption += " Each guidance weight w has a shade of its own."
     return {"fid-against-n": Figure(save(canvas, folder, "fid-against-n"), "FID against the number of images", caption)}
 
 
@@ -76,7 +81,7 @@ def selection_figure(records: Sequence[Record], folder: Path) -> dict[str, Figur
         ax.plot([int(u) for u in updates], [row["fid_by_update"][u] for u in updates], "o-", color=tint, markersize=4)
         ax.plot(row["best_update"], row["fid"], "o", color=tint, markersize=10, fillstyle="none", label="best")
         ax.plot(row["best_update"], row["fid_fresh"], "x", color=REFERENCE, label="the same weights, fresh noise")
-        ax.set_title(f"{row['label']}\nk = {row['steps']}, {row['backend']}, seed {row['seed']}", fontsize=9)
+        ax.set_title(f"{row['series']}\nk = {row['steps']}, {row['backend']}, seed {row['seed']}", fontsize=9)
         ax.set_xlabel("updates")
         ax.set_ylabel(f"FID-{sample_count(row['n_samples'])}")
         log_axis(ax)

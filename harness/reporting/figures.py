@@ -17,20 +17,34 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from harness.diffusion import Clock
 from harness.files import write_atomic
 from harness.reporting.ablation_figures import ablation_figures
+from harness.reporting.caption_figures import attributes_figure, guidance_figure
 from harness.reporting.evaluation_figures import fid_against_n_figure, selection_figure
 from harness.reporting.grids import class_grids, comparison_grids
 from harness.reporting.implied_weighting import implied_weighting_figure
+from harness.reporting.prompt_gallery import prompt_galleries
 from harness.reporting.records import (
     ALIKE,
     count,
     frame,
     is_ablation,
     load_records,
+    matched_guidance,
     over_seeds,
     plain_teachers,
     sample_count,
+    text_to_image,
 )
-from harness.reporting.style import REFERENCE, Figure, colour, line, log_axis, margin_labels, plain, save, use_style
+from harness.reporting.style import (
+    REFERENCE,
+    Figure,
+    line,
+    log_axis,
+    margin_labels,
+    plain,
+    save,
+    tints,
+    use_style,
+)
 from harness.reporting.training_curves import instant_loss, training_curves
 
 CAPTIONS = "captions.json"
@@ -45,13 +59,16 @@ def write_figures(
     real_images: Path | str | None = None,
     clock: Clock | None = None,
     selected: Sequence[Path | str] = (),
+    heldout: Path | str | None = None,
 ) -> dict[str, Figure]:
     """Draw every figure of the records at `paths` into an existing folder, as PNG and SVG, beside captions.json.
 
     Samples and training logs are looked for beside each record; a figure whose inputs are absent is left out or says
     what it lacks. `real_images` is the file of a data set (`ImageSet`), whose images stand beside the samples; the
-    implied weighting is that of sampling on `clock`; `selected` are the records of the best of n evaluations. Returns
-    {name: figure}; raises UserError for inputs that cannot be read.
+    implied weighting is that of sampling on `clock`; `selected` are the records of the best of n evaluations; `heldout`
+    is the file of the split whose captions a text-to-image profile draws images for. Such a profile has figures of
+    captions and guidance in place of those of classes. Returns {name: figure}; raises UserError for inputs that cannot
+    be read.
     """
     records, folder = load_records(paths), Path(folder)
     use_style()
@@ -59,12 +76,18 @@ def write_figures(
     figures = {"fid": fid_figure(means, folder)} | compute_figure(means, folder)
     figures["memorisation"] = memorisation_figure(means, folder)
     real = Path(real_images) if real_images else None
-    figures |= comparison_grids(records, folder, real) | instant_loss(records, folder)
+    captioned = bool(text_to_image(means).any())
+    if captioned:
+        figures |= clip_figure(means, folder) | guidance_figure(records, folder) | attributes_figure(records, folder)
+        figures |= prompt_galleries(records, folder, Path(heldout) if heldout else None)
+    figures |= {} if captioned else comparison_grids(records, folder, real)
+    figures |= instant_loss(records, folder)
     figures |= ablation_figures(records, folder, real) | fid_against_n_figure(records, folder)
     figures |= selection_figure(load_records(selected), folder) if selected else {}
     if clock is not None:
         figures |= implied_weighting_figure(clock, IMPLIED_STEPS, folder)
-    figures |= class_grids(records, folder, real) | training_curves(records, folder)
+    figures |= {} if captioned else class_grids(records, folder, real)
+    figures |= training_curves(records, folder)
     captions = {
         name: {"file": figure.path.name, "title": figure.title, "caption": figure.caption}
         for name, figure in figures.items()
@@ -82,6 +105,19 @@ def fid_figure(means: pd.DataFrame, folder: Path) -> Figure:
         + _reading(means)
     )
     return Figure(save(canvas, folder, "fid"), "FID against sampling steps", caption)
+
+
+def clip_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
+    """CLIP score against sampling steps, as `clip`, with that of real images; no scores, no figure."""
+    if means["clip"].isna().all():
+        return {}
+    canvas = against_steps(means, "clip", "clip", "Real data", "CLIP score-{n} (higher is better)", log=False)
+    caption = (
+        "CLIP score, 100 times the cosine between image and caption, against the number of sampling steps "
+        "(logarithmic); the axis does not start at zero. The dotted line is real images with their own captions. "
+        + _reading(means)
+    )
+    return {"clip": Figure(save(canvas, folder, "clip"), "CLIP score against sampling steps", caption)}
 
 
 def memorisation_figure(means: pd.DataFrame, folder: Path) -> Figure:
@@ -106,8 +142,11 @@ def _reading(means: pd.DataFrame) -> str:
     text = "A panel for each backend, on one scale; colour: method."
     if (means["seeds"] > 1).any():
         text += " Bars: one standard deviation over training seeds."
+    captioned = text_to_image(means).any()
+    if captioned:
+        text += " Each guidance weight w is a curve of its own, in a shade of the method's colour."
     if is_ablation(means).any():
-        text += " Ablations and guided samples are left out: see their table."
+        text += f" Ablations {'' if captioned else 'and guided samples '}are left out: see their table."
     if means["identity"].nunique() > 1:
         text += " A row of panels for each identity: values of different rows are not comparable."
     return text
@@ -118,9 +157,11 @@ def against_steps(
 ) -> Canvas:
     """Draw `metric` over steps, and the real-data record's `level` as a dotted line; ablations are left out.
 
-    One row of panels for each identity, one column for each backend; the last panel of a row names the curves.
+    One row of panels for each identity, one column for each backend; the last panel of a row names the curves, and
+    each other one those that the last lacks.
     """
     means = means[~is_ablation(means)]
+    tint_of = tints(means)
     blocks = [block for _, block in means.groupby(ALIKE, sort=False)]
     backends = [name for name in dict.fromkeys(means["backend"]) if name != "-"] or ["-"]
     size = (4.4 * len(backends) + 0.8, 4.2 * len(blocks))
@@ -134,17 +175,28 @@ def against_steps(
         entries: list[tuple[float, float, str, str]] = []
         for ax, backend in zip(panels, backends, strict=True):
             ax.set_title(f"{backend}{identity}")
-            entries = _panel(ax, block[block["backend"] == backend], metric)
+            entries = _panel(ax, block[block["backend"] == backend], metric, tint_of)
             if len(reference):
                 ax.axhline(float(reference.mean()), color=REFERENCE, linestyle=":", linewidth=1.4, label=level_name)
                 entries.append((ax.get_xlim()[1], float(reference.mean()), level_name, REFERENCE))
         if log:
             log_axis(panels[0])
         margin_labels(panels[-1], entries)
+        _name_others(panels, {text for _, _, text, _ in entries})
     return canvas
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, metric: str) -> list[tuple[float, float, str, str]]:
+def _name_others(panels: Sequence[Axes], named: set[str]) -> None:
+    """A legend in each panel of the curves that are not named beside the last one."""
+    for ax in panels[:-1]:
+        others = [
+            line for line in ax.lines if not str(line.get_label()).startswith("_") and line.get_label() not in named
+        ]
+        if others:
+            ax.legend(handles=others, loc="best", fontsize=7)
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, metric: str, tint_of: dict[str, str]) -> list[tuple[float, float, str, str]]:
     """Draw the curves of one backend; returns where each ends, its label and its colour, for the margin."""
     rows = rows[(rows["steps"] > 0) & rows[metric].notna()]
     steps = sorted({int(value) for value in rows["steps"]}) or [1]
@@ -155,10 +207,10 @@ def _panel(ax: Axes, rows: pd.DataFrame, metric: str) -> list[tuple[float, float
     ax.xaxis.set_major_formatter(FuncFormatter(plain))
     ax.set_xlabel("sampling steps (logarithmic)")
     entries = []
-    for label, points in rows.groupby("label", sort=False):
+    for label, points in rows.groupby("series", sort=False):
         points = points.sort_values("steps")
         x, y = points["steps"].to_numpy(float), points[metric].to_numpy(float)
-        tint = colour(str(points["method"].iloc[0]), str(points["sampler"].iloc[0]))
+        tint = tint_of[str(label)]
         ax.plot(x, y, "o-", color=tint, label=str(label), markersize=4)
         _spread(ax, x, points, metric, tint)
         # A line to a lone point at one step would cross the panel and look like a curve.
@@ -178,12 +230,16 @@ def _spread(ax: Axes, x: np.ndarray, points: pd.DataFrame, metric: str, tint: st
 def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
     """FID against the network passes of training, a panel for each step count, as `compute`; no students, no figure."""
     means = means[~is_ablation(means)]
+    tint_of = tints(means)
     students = means[~means["method"].isin(["teacher", "real-data"]) & (means["train_passes"] > 0)]
     panels: list[tuple[Any, pd.DataFrame]] = list(students.groupby([*ALIKE, "steps"], sort=False))
     if not panels:
         return {}
     panels.sort(key=lambda panel: -panel[0][-1])
-    teachers = dict(list(plain_teachers(means).groupby([*ALIKE, "steps"])))
+    teachers = plain_teachers(means)
+    teachers = teachers[matched_guidance(teachers).isin(matched_guidance(students))]
+    teachers = teachers[teachers["steps"].isin(students["steps"])]
+    lines = dict(list(teachers.groupby([*ALIKE, "steps"])))
     n_rows = math.ceil(len(panels) / 2)
     canvas, axes = plt.subplots(n_rows, 2, figsize=(8.4, 3.1 * n_rows), squeeze=False, sharex=True)
     for ax in axes.flat[len(panels) :]:
@@ -192,11 +248,13 @@ def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
         identity = f", identity {key[1][:8]}" if means["identity"].nunique() > 1 else ""
         ax.set_title(f"k = {key[-1]}{identity}")
         for row in rows.to_dict("records"):
-            style = line(row["backend"]) | {"linestyle": "", "color": colour(row["method"]), "markersize": 6}
+            tint = tint_of[row["series"]]
+            style = line(row["backend"]) | {"linestyle": "", "color": tint, "markersize": 6}
             ax.plot(row["train_passes"], row["fid"], **style)
-            _spread(ax, np.array([row["train_passes"]]), pd.DataFrame([row]), "fid", colour(row["method"]))
-        for row in teachers.get(key, means[:0]).to_dict("records"):
-            ax.axhline(row["fid"], color=colour("teacher"), linewidth=0.9, linestyle=line(row["backend"])["linestyle"])
+            _spread(ax, np.array([row["train_passes"]]), pd.DataFrame([row]), "fid", tint)
+        for row in lines.get(key, means[:0]).to_dict("records"):
+            style = {"color": tint_of[row["series"]], "linestyle": line(row["backend"])["linestyle"]}
+            ax.axhline(row["fid"], linewidth=0.9, **style)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
@@ -207,7 +265,7 @@ def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
     for ax in axes[-1]:
         ax.set_xlabel("network passes of one image in training (logarithmic)")
     canvas.tight_layout()
-    canvas.legend(handles=_keys(students, teachers), loc="center left", bbox_to_anchor=(1, 0.5))
+    canvas.legend(handles=_keys(students, teachers, tint_of), loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
         "FID against the network passes of one image in training, both axes logarithmic: a panel for each number of "
         "sampling steps, a point for each student (colour: method; marker: backend). A forward pass counts one and a "
@@ -215,15 +273,20 @@ def compute_figure(means: pd.DataFrame, folder: Path) -> dict[str, Figure]:
         "student that serves several step counts stands with all its passes in each panel; the teacher's training is "
         "not counted. Horizontal lines: the teacher's ancestral sampling with as many steps. Lower left is better."
     )
+    if text_to_image(means).any():
+        caption += " Each guidance weight w has a shade of its own; the teacher's weights are those of the students."
     return {"compute": Figure(save(canvas, folder, "compute"), "FID against training compute", caption)}
 
 
-def _keys(students: pd.DataFrame, teachers: dict[Any, pd.DataFrame]) -> list[Line2D]:
-    """The legend: methods by colour, backends by marker, the teacher's line."""
-    methods = {str(row["label"]): colour(row["method"]) for row in students.to_dict("records")}
-    keys = [Line2D([], [], color=tint, marker="o", linestyle="", label=label) for label, tint in methods.items()]
+def _keys(students: pd.DataFrame, teachers: pd.DataFrame, tint_of: dict[str, str]) -> list[Line2D]:
+    """The legend: methods by colour, backends by marker, the teacher's lines."""
+    names = [str(name) for name in dict.fromkeys(students["series"])]
+    keys = [Line2D([], [], color=tint_of[name], marker="o", linestyle="", label=name) for name in names]
     for name in dict.fromkeys(students["backend"]):
         keys.append(Line2D([], [], color=REFERENCE, label=name, **line(name)))
-    if teachers:
-        keys.append(Line2D([], [], color=colour("teacher"), linewidth=0.9, label="teacher, as many steps"))
+    shown = teachers.assign(guided=text_to_image(teachers)).drop_duplicates("series")
+    for row in shown.to_dict("records"):
+        weight = f", w = {row['guidance']:g}" if row["guided"] else ""
+        label = f"teacher{weight}, as many steps"
+        keys.append(Line2D([], [], color=tint_of[row["series"]], linewidth=0.9, label=label))
     return keys

@@ -28,6 +28,7 @@ from harness.reporting.tables import Block, Cell, latex, markdown, templates
 DAGGER = "\N{DAGGER}"
 HEADERS = {"fid": "FID-{n} ↓", "is": "IS-{n} ↑", "clip": "CLIP score ↑"}
 DECIMALS = {"fid": 2, "is": 2, "clip": 3}
+SCALES = {"clip": 0.01}  # published CLIP scores are cosines, this project's are 100 times as large
 LEGEND = f"{DAGGER}: unverified, recollected and never checked against the publication; not to be quoted as published. "
 CONVENTIONAL = (
     "{n:,} samples by the convention of the field, which most sources do not state; reporting conventions as the "
@@ -130,7 +131,7 @@ def _reproductions(measured: pd.DataFrame, row: PublishedRow, metric: str) -> li
         rows = rows[rows["sampler"] == "ancestral"]
     found = []
     for _, seeds in rows.groupby(SETTING, dropna=False, sort=False):
-        logs = np.log(seeds[metric].to_numpy(float))
+        logs = np.log(seeds[metric].to_numpy(float) * SCALES.get(metric, 1.0))
         low, high = np.exp(t_interval(logs)).tolist() if len(logs) >= MIN_SEEDS else (None, None)
         said = {name: seeds[name].iloc[0] for name in ("backend", "n_samples", "convention", "identity")}
         found.append(Reproduction(value=float(np.exp(logs.mean())), low=low, high=high, seeds=len(logs), **said))

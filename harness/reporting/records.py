@@ -174,12 +174,13 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """Rows, extras and readable `label`s of records, one line each, in their order."""
+    """Rows, extras, readable `label`s and `series` (`series_names`) of records, one line each, in their order."""
     rows = [record.row.model_dump(by_alias=True) | record.extra.model_dump() for record in records]
     # An explicit dtype keeps counts whole beside nulls (Int64) and floats at full precision.
     columns = {name: _series([row.get(name) for row in rows]) for name in dict.fromkeys(COLUMNS + METRICS + [*rows[0]])}
     table = pd.DataFrame(columns)
     table["label"] = labels(table)
+    table["series"] = series_names(table)
     return table
 
 
@@ -191,8 +192,11 @@ def _series(values: list[Any]) -> "pd.Series[Any]":
 
 
 def labels(table: pd.DataFrame) -> list[str]:
-    """What a reader calls each row: method, and whatever sets it apart from its method's other rows."""
-    rows = table.to_dict("records")
+    """What a reader calls each row: method, and whatever sets it apart from its method's other rows.
+
+    Not the guidance of text-to-image rows, which is a column of its own, or part of a series' name.
+    """
+    rows = table.assign(guidance=table["guidance"].mask(text_to_image(table))).to_dict("records")
     samplers: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         samplers.setdefault((row["method"], row["variant"]), set()).add(row["sampler"])
@@ -209,13 +213,40 @@ def labels(table: pd.DataFrame) -> list[str]:
     return names
 
 
+def series_names(table: pd.DataFrame) -> list[str]:
+    """What a figure calls the curve of each labelled row: its label, of text-to-image rows with the guidance weight."""
+    shown = table["guidance"].where(text_to_image(table))
+    return [
+        label if pd.isna(weight) else f"{label}, w = {weight:g}"
+        for label, weight in zip(table["label"], shown, strict=True)
+    ]
+
+
+def text_to_image(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows are of a profile whose images are scored against captions.
+
+    There guidance is a dimension of tables and figures, as the step count is, and no ablation.
+    """
+    scored = pd.Series(data=False, index=table.index)
+    for name in CAPTION_COLUMNS:
+        if name in table:
+            scored |= table[name].notna()
+    return scored.groupby(table["profile"]).transform("any").astype(bool)
+
+
+def matched_guidance(table: pd.DataFrame) -> "pd.Series[float]":
+    """The guidance that rows must share to be compared: that of text-to-image rows, 0 of all others."""
+    return table["guidance"].astype("float64").where(text_to_image(table), 0.0).fillna(0.0)
+
+
 def is_ablation(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows of `frame` are ablations: variants of a method, and guided samples."""
-    return ~table["variant"].isin(["default", "-"]) | (table["guidance"].fillna(0) != 0)
+    """Which rows of `frame` are ablations: variants of a method, and guided samples of profiles without captions."""
+    guided = (table["guidance"].fillna(0) != 0) & ~text_to_image(table)
+    return ~table["variant"].isin(["default", "-"]) | guided
 
 
 def plain_teachers(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the teacher's ancestral sampling without guidance."""
+    """The rows of the teacher's ancestral sampling, without guidance; of text-to-image rows, with every weight."""
     return table[(table["method"] == "teacher") & (table["sampler"] == "ancestral") & ~is_ablation(table)]
 
 
@@ -242,7 +273,7 @@ def count(value: Any) -> str:
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Average `frame` over seeds: metrics and costs, `<metric>_sd` (ddof 1, NaN for one seed) and `seeds`."""
     numeric = table.astype({name: "float64" for name in METRICS + COSTS})
-    groups = numeric.groupby([*SETTING, "label"], dropna=False, sort=False)
+    groups = numeric.groupby([*SETTING, "label", "series"], dropna=False, sort=False)
     spread = groups[METRICS].std(ddof=1).add_suffix("_sd")
     return pd.concat([groups[METRICS + COSTS].mean(), spread, groups.size().rename("seeds")], axis=1).reset_index()
 

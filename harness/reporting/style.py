@@ -12,8 +12,10 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: no display is needed
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -36,6 +38,7 @@ SECOND_SAMPLER = "#8C8C8C"
 REFERENCE = "#6E6E6E"
 LINES: dict[str, Any] = {"torch": "-", "jax": (0, (4, 2))}
 MARKERS = {"torch": "o", "jax": "s"}
+PALER, PALEST = 0.35, 0.7  # share of white: from one guidance weight to the next, and at the most
 LABEL_POINTS = 11.0  # vertical room of one label, in points
 
 STYLE: dict[str, Any] = {
@@ -74,6 +77,29 @@ def colour(method: str, sampler: str = "ancestral") -> str:
     if method == "teacher" and sampler != "ancestral":
         return SECOND_SAMPLER
     return COLOURS.get(method) or OTHER_COLOURS[sum(method.encode()) % len(OTHER_COLOURS)]
+
+
+def tints(table: pd.DataFrame) -> dict[str, str]:
+    """The colour of each series of `frame`: its method's, paler with every further guidance weight of the same label.
+
+    A student's full colour is that of the weight that most students have, a teacher's that of its smallest weight.
+    """
+    found: dict[str, str] = {}
+    students = table[~table["method"].isin(["teacher", "real-data"])].drop_duplicates("series")
+    common = students["guidance"].mode().tolist()[:1]
+    for _, rows in table.groupby("label", sort=False):
+        rows = rows.assign(other=~rows["guidance"].isin(common) & (rows["method"] != "teacher"))
+        names = list(dict.fromkeys(rows.sort_values(["other", "guidance"], kind="stable")["series"]))
+        base = colour(str(rows["method"].iloc[0]), str(rows["sampler"].iloc[0]))
+        step = min(PALER, PALEST / max(1, len(names) - 1))
+        found |= {str(name): pale(base, step * i) if i else base for i, name in enumerate(names)}
+    return found
+
+
+def pale(tint: str, share: float) -> str:
+    """A colour with this share of white in it."""
+    red, green, blue = (1 - (1 - value) * (1 - share) for value in to_rgb(tint))
+    return to_hex((red, green, blue))
 
 
 def line(backend: str) -> dict[str, Any]:

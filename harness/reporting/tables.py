@@ -1,4 +1,4 @@
-"""The main table: exact as CSV, and laid out like table 1 of the paper as Markdown, LaTeX and HTML.
+"""The main table: exact as CSV, and laid out like tables 1 and 3 of the paper as Markdown, LaTeX and HTML.
 
 Rows of one identity form a block, and its ablations another one beside the rows that they vary. The best value of each
 NFE group is bold, among rows of one block, backend and reporting convention alone.
@@ -25,8 +25,10 @@ from harness.reporting.records import (
     frame,
     is_ablation,
     load_records,
+    matched_guidance,
     over_seeds,
     sample_count,
+    text_to_image,
 )
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -54,6 +56,7 @@ METRIC_COLUMNS = [
     Metric("fid_heldout", "{frechet}-{n} held-out ↓", "min"),
     Metric("nn_distance", "NN distance", decimals=3),
 ]
+GUIDANCE = "Guidance"
 COST_COLUMNS = {"updates": "Updates", "train_passes": "Training passes", "peak_memory_mb": "Peak memory, MB"}
 
 
@@ -115,9 +118,13 @@ def layout(records: Sequence[Record]) -> list[Block]:
 
 
 def _ablations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Variants and guided samples, each with the default rows of its method, backend and step count."""
+    """Variants and guided samples, each with the default rows of its method, backend and step count.
+
+    With captions the default rows have the variant's guidance as well.
+    """
     varied = is_ablation(rows)
-    key = ["method", "backend", "steps"]
+    key = ["method", "backend", "steps", "matched"]
+    rows = rows.assign(matched=matched_guidance(rows))
     beside = rows[key].apply(tuple, axis=1).isin(rows.loc[varied, key].apply(tuple, axis=1))
     return rows[beside]
 
@@ -126,11 +133,17 @@ def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], *, several
     order = {label: place for place, label in enumerate(dict.fromkeys(rows["label"]))}
     rows = rows.assign(place=rows["label"].map(order))
     rows = rows.sort_values(["nfe", "place"], kind="stable").reset_index(drop=True)
+    captioned = bool(text_to_image(rows).any())
     columns = [metric for metric in METRIC_COLUMNS if rows[metric.key].notna().any()]
+    if captioned:  # FID, what captions are judged by, and the rest
+        columns.sort(key=lambda metric: (metric.key != "fid") + (metric.key not in ("fid", *CAPTION_COLUMNS)))
     n = int(rows["n_samples"].iloc[0])
     rendered = {
         "Method": [Cell(label) for label in rows["label"]],
         "Backend": [Cell(backend.replace("-", DASH)) for backend in rows["backend"]],
+    }
+    rendered |= {GUIDANCE: [Cell(weight(value)) for value in rows["guidance"]]} if captioned else {}
+    rendered |= {
         "# params": [Cell(count(value)) for value in rows["params"]],
         "NFE": [Cell(str(nfe or DASH)) for nfe in rows["nfe"]],
     }
@@ -145,6 +158,8 @@ def _block(rows: pd.DataFrame, identities: dict[str, dict[str, str]], *, several
     lines = [list(line) for line in zip(*rendered.values(), strict=True)]
     groups = [[lines[i] for i in indices] for indices in rows.groupby("nfe", sort=True).indices.values()]
     caption = title + _caption(rows, identities, n)
+    if captioned:
+        caption += _caption_of_captions(rows, identities[str(rows["identity"].iloc[0])])
     return Block(caption, _note(rows, identities) if several else "", list(rendered), groups)
 
 
@@ -182,6 +197,31 @@ def _caption(rows: pd.DataFrame, identities: dict[str, dict[str, str]], n: int) 
         "Updates, passes (of one image through a network; a backward pass counts two, and pairs that the teacher made "
         "count) and peak memory are those of training, of all stages of a chain of students."
     )
+
+
+def _caption_of_captions(rows: pd.DataFrame, identity: dict[str, str]) -> str:
+    """What text-to-image columns mean, and what the images were drawn for."""
+    parts = [
+        " Guidance: the weight w of g_c + w (g_c - g_u), 0 for none: of a teacher's own sampling, whose steps then "
+        "cost two evaluations each, or of the teacher that a student was distilled from; bold is the best whatever the "
+        "weight."
+    ]
+    if rows["clip"].notna().any():
+        model = f", by {identity['clip_extractor']}" if "clip_extractor" in identity else ""
+        parts.append(f" CLIP score: 100 times the cosine between image and caption, the mean of all images{model}.")
+    if rows["attribute_accuracy"].notna().any():
+        parts.append(
+            " Attributes: the share of the images drawn for a caption of one object in which the classifier reads "
+            "everything that was asked for."
+        )
+    parts += [f" Drawn for {identity['label_policy']}." if "label_policy" in identity else ""]
+    parts += [f" Reference of FID, KID, precision and recall: {identity['data']}." if "data" in identity else ""]
+    return "".join(parts)
+
+
+def weight(value: float) -> str:
+    """A guidance weight; a dash for none that applies."""
+    return DASH if pd.isna(value) else f"{value:g}"
 
 
 def _note(rows: pd.DataFrame, identities: dict[str, dict[str, str]]) -> str:

@@ -164,7 +164,10 @@ def _caption(method: str, rows: list[tuple[str, str]], students: list[str], abse
 
 
 def _student(name: str) -> str:
-    return f"k = {name[1:]}" if name[:1] == "k" and name[1:].isdigit() else name
+    """`k8` or, distilled from a guided teacher, `k8-w1` as a reader writes it."""
+    student, guided, weight = name.partition("-w")
+    shown = f"k = {student[1:]}" if student[:1] == "k" and student[1:].isdigit() else student
+    return f"{shown}, w = {weight}" if guided else shown
 
 
 def _curve(ax: Axes, x: np.ndarray, y: np.ndarray, style: dict[str, Any], *, faint: float) -> None:

@@ -3,6 +3,9 @@
 Its student follows the teacher's own parameter gradient, in the manner of Algorithm 3 of Salimans et al. 2024.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from array_api_compat import array_namespace
 
 from harness.conditions import each
@@ -11,7 +14,6 @@ from harness.method import (
     Average,
     Batch,
     CopyOf,
-    Denoiser,
     Draws,
     Fresh,
     Head,
@@ -39,7 +41,7 @@ class Probe(Method):
     result = "average"
     second_moments_of = "student"
     turns = {
-        "together": Turn(("student", "head"), gradient=2, input_gradient=1, jvp=1),
+        "together": Turn(("student", "head"), gradient=2, input_gradient=1, jvp=1, guided=1),
         "auxiliary": Turn(("auxiliary",), forward=1),
     }
     sources = {"data": 2}
@@ -66,7 +68,7 @@ class Probe(Method):
             "eps": noise.normal("probe/eps", step, start, count, (2, *self.shape)),
         }
 
-    def error(self, net: Denoiser, x: Array, batch: Batch, draws: Batch) -> Array:
+    def error(self, net: Callable[..., Array], x: Array, batch: Batch, draws: Batch) -> Array:
         """The mean squared error of a network on x (batch, ...) noised."""
         z = diffuse(x, draws["eps"][:, 1], self.clock(draws["t"]))
         return squared_error(x, net(z, draws["t"], each(lambda c: c[:, 1], batch["condition"]))).mean()
@@ -76,7 +78,11 @@ class Probe(Method):
         if turn != "together":
             return {}
         teacher, x = nets["teacher"], batch["images"][:, 1]
-        grads = ops.grad(lambda params: self.error(teacher.at(params), x, batch, draws), teacher.params)
+
+        def error(params: dict[str, Array]) -> Array:
+            return self.error(partial(teacher.straight_through, params, ops=ops), x, batch, draws)
+
+        grads = ops.grad(error, teacher.params)
         return {name: grad * nets["preconditioner"][name] for name, grad in grads.items()}
 
     def loss(

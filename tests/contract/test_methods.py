@@ -5,6 +5,7 @@ A new method is tested here on both backends without an edit.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,18 +23,24 @@ from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.config import MethodConfig
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Average, Head, Method, Preconditioner, Pretrained, Start, Turn
+from harness.method import Average, CopyOf, Head, Method, Preconditioner, Pretrained, Start, Turn
+from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
+from harness.prompts import class_prompts
 from harness.registry import registry
 from harness.samplers import FAMILIES, draw_images, sampling_step
+from harness.training import grouped
 from tests.conftest import SPEC, generic_weights, random_batch
+from tests.contract.counted import network_calls
 from tests.contract.perceptual import PerceptualDMD
 from tests.contract.probe import Probe
 from tests.contract.replay import ReplayedLoss
 
 TINY = replace(SPEC, depth=1)
+CAPTIONED = replace(TINY, text_width=8)
 ADAM = Adam(beta1=0.5, beta2=0.99, eps=1e-8, clip=0.5)
 BATCH, RATE = 8, 1e-3
+KINDS = "forward", "gradient", "input_gradient", "jvp"
 METHODS: dict[str, type[Method]] = {**registry(), Probe.id: Probe, PerceptualDMD.id: PerceptualDMD}
 STEPS = [8, 4, 2, 1], [1]
 """What profiles ask for; every method takes one of them, and may refuse others."""
@@ -55,10 +62,16 @@ def step_counts(method_id: str) -> list[int]:
     raise AssertionError(f"{method_id} takes none of {STEPS}")
 
 
-def make(method_id: str) -> Method:
-    """That student."""
-    method = METHODS[method_id]
-    return method(max(step_counts(method_id)), 100, CosineClock(), method.Options(), TINY)
+def make(method_id: str, spec: TransformerSpec = TINY, guidance: float = 0.0) -> Method:
+    """That student, with every teacher that it is distilled from guided."""
+    method, weights = METHODS[method_id], {"teacher": guidance, "parent": guidance}
+    return method(max(step_counts(method_id)), 100, CosineClock(), method.Options(), spec, weights)
+
+
+def teachers(method: Method) -> list[str]:
+    """The networks that are distilled: never trained, and guided where the run is."""
+    trained = {name for turn in method.turns.values() for name in turn.trains}
+    return [name for name, start in method.networks().items() if isinstance(start, CopyOf) and name not in trained]
 
 
 def tolerance(turn: Turn) -> float:
@@ -67,6 +80,9 @@ def tolerance(turn: Turn) -> float:
 
 
 TURNS = [(method_id, turn) for method_id in METHODS for turn in make(method_id).turns]
+GIVEN = {"classes": (TINY, 0.0), "captions": (CAPTIONED, 1.5)}
+"""What networks are conditioned on, and the guidance of the teacher."""
+each_condition = pytest.mark.parametrize(("spec", "guidance"), GIVEN.values(), ids=GIVEN)
 
 
 def starting_weights(method: Method) -> dict[str, Weights]:
@@ -80,24 +96,33 @@ def starting_weights(method: Method) -> dict[str, Weights]:
             return {key: Noise(seed).normal(key, 0, 0, 1, shape)[0] for key, shape in start.shapes.items()}
         if isinstance(start, Pretrained):
             return start.read(start.files())
-        weights = generic_weights(TINY, seed)
+        weights = generic_weights(method.spec, seed)
         return {key: np.exp(x) for key, x in weights.items()} if isinstance(start, Preconditioner) else weights
 
     return {name: generic(start, seed) for seed, (name, start) in enumerate(starts.items())}
 
 
-def examples(method: Method, step: int) -> dict[str, np.ndarray]:
+def examples(method: Method, step: int) -> dict[str, Any]:
     """A batch as the training loop makes it: several examples for a sample have an axis of their own."""
     assert set(method.sources) <= {"data", "pairs"}, "say here what a batch of the other sources holds"
     batch = {}
     for source, count in method.sources.items():
-        arrays = random_batch(TINY, BATCH * count, seed=step)
+        arrays = random_batch(method.spec, BATCH * count, seed=step)
         if source == "pairs":
             arrays |= {"noise": Noise(step).normal("pairs", 0, 0, BATCH * count, arrays["images"].shape[1:])}
         prefix = "" if source == "data" else f"{source}/"
         for key, x in arrays.items():
-            batch[prefix + key] = x.reshape(BATCH, count, *x.shape[1:]) if count > 1 else x
+            batch[prefix + key] = grouped(x, BATCH, count)
     return batch
+
+
+def loss_and_gradients(backend: str, method: Method, turn: str) -> tuple[float, dict[str, Weights]]:
+    """The loss and the gradients of one turn.
+
+    Not with seed 1: so near to t = 0 float32 rounds consistency distillation's gradient by 1e-5, on either backend.
+    """
+    learner = get_backend(backend).learner(method, method.spec, starting_weights(method), ADAM)
+    return learner.gradients(turn, examples(method, 0), method.draw(Noise(2), 0, 0, BATCH))
 
 
 def update(learner: Learner, step: int) -> Update:
@@ -249,24 +274,24 @@ def test_its_result_is_saved_loaded_and_sampled_on_either_backend(trial: Trial, 
     family, images = method.family(method.options), []
     for name in BACKENDS:
         backend = get_backend(name)
-        step = partial(sampling_step, method.clock, family, 0.0, 0.0, TINY.num_classes)
+        step = partial(sampling_step, method.clock, family, 0.0)
         denoise = backend.denoiser_step(TINY, weights, step, method.clock)
         sample = partial(draw_images, denoise, backend.to_numpy)
-        settings = method.shape, TINY.num_classes, 8, 8, 0, family != "ddim"
-        images.append([next(sample(method.times(k), *settings))[0] for k in step_counts(method.id)])
+        settings = method.shape, class_prompts(TINY.num_classes).condition, 8, 8, 0, family != "ddim"
+        images.append([next(sample(method.times(k), *settings)) for k in step_counts(method.id)])
     for a, b in zip(*images, strict=True):
         assert a.std() > 0.1
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a)
 
 
 @pytest.mark.usefixtures("optimised")
+@each_condition
 @pytest.mark.parametrize(("method_id", "turn"), TURNS)
-def test_both_backends_agree_on_loss_and_gradient(method_id: str, turn: str) -> None:
-    method = make(method_id)
-    weights, batch, draws = starting_weights(method), examples(method, 0), method.draw(Noise(1), 0, 0, BATCH)
-    (loss_a, a), (loss_b, b) = (
-        get_backend(name).learner(method, TINY, weights, ADAM).gradients(turn, batch, draws) for name in BACKENDS
-    )
+def test_both_backends_agree_on_loss_and_gradient(
+    method_id: str, turn: str, spec: TransformerSpec, guidance: float
+) -> None:
+    method = make(method_id, spec, guidance)
+    (loss_a, a), (loss_b, b) = (loss_and_gradients(name, method, turn) for name in BACKENDS)
     allowed = tolerance(method.turns[turn])
     assert abs(loss_a - loss_b) <= allowed * abs(loss_a)
     assert set(a) == set(b) == set(method.turns[turn].trains)
@@ -278,17 +303,57 @@ def test_both_backends_agree_on_loss_and_gradient(method_id: str, turn: str) -> 
             assert np.linalg.norm(gradient - b[network][key]) <= allowed * scale, (network, key)
 
 
+@each_condition
 @pytest.mark.parametrize(("method_id", "turn"), TURNS)
-def test_finite_differences_agree_with_the_gradient(method_id: str, turn: str) -> None:
-    method = make(method_id)
+def test_finite_differences_agree_with_the_gradient(
+    method_id: str, turn: str, spec: TransformerSpec, guidance: float
+) -> None:
+    method = make(method_id, spec, guidance)
     draws = method.draw(Noise(1), 0, 0, BATCH)
-    loss = ReplayedLoss(method, turn, TINY, starting_weights(method), examples(method, 0), draws)
+    loss = ReplayedLoss(method, turn, spec, starting_weights(method), examples(method, 0), draws)
     gradient, generator = loss.gradient(), torch.Generator().manual_seed(0)
     whole = torch.stack([g.norm() for g in gradient.values()]).norm().item()
     for tensor, g in gradient.items():
         direction = torch.randn(g.shape, generator=generator, dtype=g.dtype)
         expected = (g * direction).sum().item()
         assert abs(loss.difference(tensor, direction, 1e-5) - expected) <= 1e-6 * (abs(expected) + whole), tensor
+
+
+@pytest.mark.parametrize("method_id", METHODS)
+def test_guidance_changes_the_updates_that_count_its_calls(method_id: str) -> None:
+    """All of those, and no other; at least one where there is a teacher to guide."""
+    plain, guided = (make(method_id, CAPTIONED, guidance) for guidance in (0.0, 1.5))
+    changed = []
+    for turn, calls in guided.turns.items():
+        (loss, a), (guided_loss, b) = (loss_and_gradients("torch", method, turn) for method in (plain, guided))
+        for network in a:
+            gap, whole = (
+                np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in by_name))
+                for by_name in ([b[network][key] - g for key, g in a[network].items()], a[network].values())
+            )
+            if gap > 1e-3 * whole:
+                changed.append(turn)
+            assert calls.guided or (gap <= 1e-6 * whole and abs(loss - guided_loss) <= 1e-6 * abs(loss)), turn
+    assert set(changed) == {turn for turn, calls in guided.turns.items() if calls.guided}
+    assert bool(changed) == bool(teachers(guided))
+
+
+@pytest.mark.parametrize(("method_id", "turn"), TURNS)
+def test_an_update_makes_the_network_calls_that_its_turn_counts(method_id: str, turn: str) -> None:
+    """Of each kind; guidance adds `guided` ones, and their cost to `passes`, where the run guides what it distils."""
+    plain, both, teacher = {}, {"teacher": 1.5, "parent": 1.5}, {"teacher": 1.5, "parent": 0.0}
+    calls, costs = [], []
+    for guidance in (plain, both, teacher):
+        method = make(method_id, CAPTIONED)
+        method.guidance = guidance
+        weights, batch, draws = starting_weights(method), examples(method, 0), method.draw(Noise(1), 0, 0, BATCH)
+        calls.append(network_calls(method, turn, weights, batch, draws, BATCH))
+        costs.append(method.passes(turn))
+    counted = make(method_id).turns[turn]
+    assert calls[0] == Counter({kind: getattr(counted, kind) for kind in KINDS})
+    assert calls[1].total() == calls[0].total() + counted.guided
+    assert all((found["gradient"], found["jvp"]) == (counted.gradient, counted.jvp) for found in calls)
+    assert [cost - costs[0] for cost in costs] == [found.total() - calls[0].total() for found in calls]
 
 
 @pytest.mark.parametrize("method_id", METHODS)

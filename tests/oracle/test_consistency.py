@@ -25,12 +25,13 @@ from baselines.multistep_consistency import MultistepConsistency, MultistepConsi
 from harness.backends import BACKENDS, get_backend
 from harness.backends.base import Adam
 from harness.backends.torch import TorchOps
-from harness.diffusion import CosineClock, KarrasClock, Level, addim, ddim, pseudo_huber, x_from_v
+from harness.diffusion import CosineClock, KarrasClock, Level, addim, ddim, pseudo_huber, v_from_x, x_from_v
+from harness.method import Denoiser, bind
 from harness.networks.lpips import LPIPS
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
 from tests.conftest import SPEC, generic_weights, random_batch
-from tests.oracle.mixture import Mixture
+from tests.oracle.mixture import MIXTURE, Mixture
 
 CLOCK = CosineClock(logsnr_min=-6.0, logsnr_max=6.0)
 GAUSSIAN = Mixture(np.array([1.0]), np.array([[0.3, -0.2]]), np.array([[0.05, 0.4]]))
@@ -55,8 +56,13 @@ def doubles(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value).double() for name, value in arrays.items()}
 
 
-def teacher(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    return torch.from_numpy(GAUSSIAN.denoise(z.numpy(), CLOCK(t.numpy())))
+def gaussian(params: None, z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+    """The v of the Gaussian's exact denoiser."""
+    x = torch.from_numpy(GAUSSIAN.denoise(z.numpy(), CLOCK(t.numpy())))
+    return v_from_x(z, x, CLOCK(t)), None
+
+
+teacher = Denoiser(gaussian, None, CLOCK, num_classes=1)
 
 
 def exact(segments: int, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -245,6 +251,49 @@ def test_distillations_addim_has_three_quarters_of_the_squared_error() -> None:
     x, t, m = teacher(z, draws["t"], batch["condition"]), CLOCK(draws["t"]), CLOCK(draws["m"])
     expected = addim(z, x, t, m, 0.75 * (images - x).square().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(method.hop(z, {"teacher": teacher}, batch, draws), expected)
+
+
+@pytest.mark.parametrize("hop", ["ddim", "heun", "addim"])
+def test_the_hop_of_a_guided_teacher_is_guided_but_for_addims_variance(hop: str) -> None:
+    """The variance of x given z_t is that of what the teacher predicts, not of what guidance makes of it."""
+    guidance, none = 1.5, len(MIXTURE.weights)
+    spec = replace(PIXEL, num_classes=none)
+    options = MultistepConsistencyOptions(hop=hop)
+    method = MultistepConsistency(2, UPDATES, CLOCK, options, spec, {"teacher": guidance})
+    exact = MIXTURE.denoiser(CLOCK)
+
+    def denoise(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.from_numpy(exact(z.numpy(), t.numpy(), labels.numpy()))
+
+    def network(params: None, z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+        return v_from_x(z, denoise(z, t, labels), CLOCK(t)), None
+
+    draws, labels = doubles(method.draw(Noise(0), 0, 0, 50)), torch.arange(50) % none
+    z, images = torch.randn(2, 50, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, m = CLOCK(draws["t"]), CLOCK(draws["m"])
+
+    def column(x: Tensor) -> Tensor:
+        return x[:, None, None, None]
+
+    def guided(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        conditional, unconditional = (denoise(z, t, given) for given in (labels, torch.full((50,), none)))
+        return conditional, conditional + guidance * (conditional - unconditional)
+
+    conditional, x = guided(z, draws["t"])
+    assert (x - conditional).abs().max() > 0.1
+    if hop == "heun":  # of y = z / alpha in rho = sigma / alpha, whose slope is (y - x) / rho
+        rho, rho_m, y = *(column(level.sigma / level.alpha) for level in (t, m)), z / column(t.alpha)
+        slope = (y - x) / rho
+        y_m = y + (rho_m - rho) * slope
+        slope_m = (y_m - guided(column(m.alpha) * y_m, draws["m"])[1]) / rho_m
+        expected = y - rho * (slope + slope_m) / 2
+    elif hop == "addim":
+        expected = addim(z, x, t, m, 0.75 * (images - conditional).square().mean(dim=(1, 2, 3)))
+    else:
+        expected = x
+    nets = bind(method, method.networks(), network, {"teacher": None, "student": None})
+    found = method.hop(z, nets, {"images": images, "condition": labels}, draws)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("updates", [8, 100, 800, 4001])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from harness.diffusion import Clock, CosineClock, KarrasClock, x_from_v
+from harness.prompts import class_prompts
 from harness.reporting.implied_weighting import Weights, implied_weights, sampler_distance, total_variation
 from harness.samplers import draw_images, equal_times, sampling_step
 
@@ -26,9 +27,10 @@ def derivatives(clock: Clock, family: str, k: int, prediction: str) -> Weights:
         z, t, s, labels, eps = (torch.as_tensor(array) for array in arrays)
         seen.append(z.double())
         levels = t.double(), s.double()
-        return sampling_step(clock, family, 0.0, 0.3, 10, denoiser, z.double(), *levels, labels, eps.double())
+        return sampling_step(clock, family, 0.3, denoiser, z.double(), *levels, labels, eps.double())
 
-    [(sample, _)] = draw_images(step, lambda x: x, equal_times(k), (1, 1, 1), 10, 1, 1, 0, stochastic=True)
+    given = class_prompts(10).condition
+    (sample,) = draw_images(step, lambda x: x, equal_times(k), (1, 1, 1), given, 1, 1, 0, stochastic=True)
     gradient = partial(torch.autograd.grad, inputs=predictions, allow_unused=True, retain_graph=True)
     return Weights(*(gradient(array.sum())[0].numpy() for array in (sample, seen[-1])))
 

@@ -1,4 +1,4 @@
-"""Algorithm 3: its direction against finite differences, and its update against equation 9 in closed form."""
+"""Algorithm 3: its direction against finite differences; its update and guidance in closed form."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ from tests.conftest import generic_weights, random_batch
 CLOCK = CosineClock()
 
 
-def make(spec: TransformerSpec, **options: Any) -> InstantMomentMatching:
-    return InstantMomentMatching(4, 100, CLOCK, MomentMatchingOptions(**options), spec)
+def make(spec: TransformerSpec, guidance: float = 0.0, **options: Any) -> InstantMomentMatching:
+    return InstantMomentMatching(4, 100, CLOCK, MomentMatchingOptions(**options), spec, {"teacher": guidance})
 
 
 def pair_batch(method: InstantMomentMatching, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -45,7 +45,7 @@ def test_the_direction_is_the_finite_difference_of_the_teacher_along_nu(spec: Tr
         for seed, name in enumerate(("teacher", "student", "preconditioner"))
     }
     params["preconditioner"] = {key: value.exp() for key, value in params["preconditioner"].items()}
-    nets = bind(method.networks(), lambda p, *z: torch.func.functional_call(module, p, z), params, CLOCK)
+    nets = bind(method, method.networks(), lambda p, *z: torch.func.functional_call(module, p, z), params)
     nu = method.reduce("student", nets, batch, draws, TorchOps())
     scale = 1 / torch.stack([x.norm() for x in nu.values()]).norm()
     nu = {key: scale * value for key, value in nu.items()}  # so that h is a step of that length
@@ -80,8 +80,8 @@ def test_the_expected_update_is_half_of_the_gradient_of_equation_9(spec: Transfo
     theta, eta = (torch.eye(size).double() * 0.5 + 0.1 * torch.randn(size, size, generator=generator) for _ in "ab")
     eta, lam = eta.double().requires_grad_(), torch.rand(size, size, generator=generator).double() + 0.5
     nets = {
-        "teacher": Denoiser(linear, {"A": theta.double()}, CLOCK),
-        "student": Denoiser(linear, {"A": eta}, CLOCK),
+        "teacher": Denoiser(linear, {"A": theta.double()}, CLOCK, spec.num_classes),
+        "student": Denoiser(linear, {"A": eta}, CLOCK, spec.num_classes),
         "preconditioner": {"A": lam},
     }
     with torch.no_grad():
@@ -102,3 +102,60 @@ def test_the_expected_update_is_half_of_the_gradient_of_equation_9(spec: Transfo
     by_hand = -2 * torch.einsum("b,ij,bj,bk->ik", w, lam * moment, z_s, z_t) / count
     assert loss.item() == pytest.approx(equation_9.item(), rel=1e-9)
     torch.testing.assert_close(gradient, 0.5 * by_hand, rtol=1e-9, atol=0)
+
+
+def by_class(params: dict[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The v-prediction of the denoiser x_hat = A z + b_class."""
+    x = (z.flatten(1) @ params["A"].T + params["b"][labels]).reshape(z.shape)
+    return v_from_x(z, x, CLOCK(t)), []
+
+
+@pytest.mark.parametrize("weight", ["edm", "dmd-adaptive"])
+def test_a_guided_teacher_has_the_gradient_of_the_network_itself(spec: TransformerSpec, weight: str) -> None:
+    """nu = Lambda 2 w (g_guided - x~)^T J and the student's gradient w J nu, with J that of the conditional prediction.
+
+    A prediction of "none" moves nothing: b of no class has no part in nu.
+    """
+    guidance, size, count, none = 1.5, 16, 20, spec.num_classes
+    method = make(spec, guidance, weight=weight)
+    batch, draws = pair_batch(method, count)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def weights() -> dict[str, Tensor]:
+        return {"A": 0.5 * torch.eye(size).double() + 0.1 * random(size, size), "b": 0.3 * random(none + 1, size)}
+
+    theta, eta, lam = weights(), weights(), {name: value.exp() for name, value in weights().items()}
+    leaf = eta["A"].requires_grad_()
+    params = {"teacher": theta, "student": eta, "preconditioner": lam}
+    nets = bind(method, method.networks(), by_class, params)
+    with torch.no_grad():
+        nu = method.reduce("student", nets, batch, draws, TorchOps())
+    loss, _ = method.loss("student", nets, batch, draws, nu, TorchOps())
+    (gradient,) = torch.autograd.grad(loss, leaf)
+
+    def half(i: int) -> tuple[Tensor, ...]:
+        """z_t, z_s, x~, w and the classes of one batch, and g_guided(z_s) - x~."""
+        part, labels = {name: array[:, i] for name, array in draws.items()}, batch["condition"][:, i]
+        z_t = method.noised_data({"images": batch["images"][:, i]}, part)
+        x = (z_t.flatten(1) @ eta["A"].T + eta["b"][labels]).detach()
+        z_s = method.transition(z_t, x.reshape(z_t.shape), part).flatten(1)
+        conditional, unconditional = (z_s @ theta["A"].T + theta["b"][c] for c in (labels, torch.full((count,), none)))
+        g = conditional + guidance * (conditional - unconditional)
+        w = CLOCK(part["s"]).logsnr.exp() + 4 if weight == "edm" else 1 / (x - g).abs().mean(dim=1)
+        assert (conditional - g).abs().max() > 0.1
+        return z_t.flatten(1), z_s, w, labels, g - x
+
+    _, z_s, w, labels, gap = half(0)
+    moment = {"A": torch.einsum("b,bi,bj->ij", w, gap, z_s), "b": torch.zeros(none + 1, size).double()}
+    for j in range(none):
+        moment["b"][j] = (w[labels == j, None] * gap[labels == j]).sum(dim=0)
+    for name, value in moment.items():
+        torch.testing.assert_close(nu[name], 2 * lam[name] * value / count, rtol=1e-9, atol=1e-12)
+    assert not nu["b"][none].any()
+    z_t, z_s, w, labels, gap = half(1)
+    slope = z_s @ nu["A"].T + nu["b"][labels]
+    assert loss.item() == pytest.approx((w * (gap * slope).sum(dim=1)).mean().item(), rel=1e-9)
+    torch.testing.assert_close(gradient, -torch.einsum("b,bi,bj->ij", w, slope, z_t) / count, rtol=1e-9, atol=1e-12)

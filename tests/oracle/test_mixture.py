@@ -5,7 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from harness.diffusion import CosineClock, Level
+from harness.diffusion import CosineClock, Level, v_from_x, x_from_v
+from harness.method import Denoiser
+from harness.prompts import class_prompts
 from harness.samplers import draw_images, equal_times, nfe, sampling_step
 from tests.oracle.mixture import MIXTURE
 
@@ -21,11 +23,10 @@ def images(family: str, k: int, conditional: bool = False) -> tuple[np.ndarray, 
     def denoiser(z: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return exact(z, t, labels if conditional else np.full_like(labels, CLASSES))
 
-    step = partial(sampling_step, CLOCK, family, 0.0, 0.0, CLASSES, denoiser)
-    stochastic = family != "ddim"
-    drawn = draw_images(step, np.asarray, equal_times(k), (1, 1, 2), CLASSES, COUNT, COUNT, 0, stochastic)
-    x, labels = next(iter(drawn))
-    return x.reshape(COUNT, 2), labels
+    step = partial(sampling_step, CLOCK, family, 0.0, denoiser)
+    stochastic, given = family != "ddim", class_prompts(CLASSES)
+    (x,) = draw_images(step, np.asarray, equal_times(k), (1, 1, 2), given.condition, COUNT, COUNT, 0, stochastic)
+    return x.reshape(COUNT, 2), given.labels[given.rows(0, COUNT)]
 
 
 def z_scores(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -101,17 +102,19 @@ def test_each_class_has_the_moments_of_its_k_steps_in_closed_form(k: int) -> Non
 def test_guidance_extrapolates_and_costs_a_second_evaluation(guidance: float) -> None:
     exact, seen = MIXTURE.denoiser(CLOCK), []
 
-    def counted(z: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def network(params: None, z: np.ndarray, t: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, None]:
         seen.append(labels)
-        return exact(z, t, labels)
+        return v_from_x(z, exact(z, t, labels), CLOCK(t)), None
 
     z, eps = np.random.default_rng(2).standard_normal((2, 30, 1, 1, 2))
     t, s, labels = np.full(30, 0.5), np.full(30, 0.25), np.arange(30) % CLASSES
-    _, x = sampling_step(CLOCK, "ancestral", guidance, 0.0, CLASSES, counted, z, t, s, labels, eps)
+    denoiser = Denoiser(network, None, CLOCK, CLASSES, guidance)
+    _, x = sampling_step(CLOCK, "ancestral", 0.0, denoiser, z, t, s, labels, eps)
     conditional, unconditional = exact(z, t, labels), exact(z, t, np.full(30, CLASSES))
     assert np.abs(conditional - unconditional).max() > 0.1
     if guidance == 0:
-        np.testing.assert_array_equal(x, conditional)
+        np.testing.assert_array_equal(x, x_from_v(z, network(None, z, t, labels)[0], CLOCK(t)))
+        seen.pop()
     np.testing.assert_allclose(x, (1 + guidance) * conditional - guidance * unconditional, rtol=1e-12, atol=1e-12)
     assert len(seen) == nfe(1, guidance)
     assert nfe(8, guidance) == 8 * len(seen)

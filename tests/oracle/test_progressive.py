@@ -5,6 +5,7 @@ coefficients for each of its times can reach them, and the chain of students the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from baselines.progressive import Progressive, ProgressiveOptions, merged_prediction
 from harness.backends.torch import TorchOps
-from harness.diffusion import CosineClock, Level, ddim
+from harness.diffusion import CosineClock, Level, ddim, v_from_x
 from harness.errors import UserError
+from harness.method import bind
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
-from tests.oracle.mixture import Mixture
+from tests.oracle.mixture import MIXTURE, Mixture
 
 CLOCK = CosineClock(logsnr_min=-20.0, logsnr_max=20.0)
 GAUSSIAN = Mixture(np.array([1.0]), np.array([[0.3, -0.2]]), np.array([[0.05, 0.4]]))
@@ -168,6 +170,35 @@ def test_times_are_those_of_the_samplers_of_student_and_parent(k: int) -> None:
     np.testing.assert_array_equal(values[:, ::-1], [student[:-1], student[1:]])
     assert np.abs(counts - 2000 / k).max() <= 4.5 * (2000 / k) ** 0.5
     np.testing.assert_array_equal(np.unique(draws["m"])[::-1], parent[1::2])
+
+
+@pytest.mark.parametrize("weight", [1.5, 0.0])
+def test_the_parent_is_guided_where_it_is_the_teacher_and_no_more_where_it_is_a_student(weight: float) -> None:
+    """`weight` is the parent's guidance; that of a teacher further up the chain is in the parent already."""
+    k, none, count = 2, len(MIXTURE.weights), 60
+    spec = replace(SPEC, num_classes=none)
+    method = Progressive(k, 100, CLOCK, ProgressiveOptions(weight="flat"), spec, {"teacher": 1.5, "parent": weight})
+    exact = MIXTURE.denoiser(CLOCK)
+
+    def denoise(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.from_numpy(exact(z.numpy(), t.numpy(), labels.numpy()))
+
+    def network(scale: float, z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+        return v_from_x(z, scale * denoise(z, t, labels), CLOCK(t)), None
+
+    def guided(z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        conditional, unconditional = denoise(z, t, labels), denoise(z, t, torch.full_like(labels, none))
+        return (1 + weight) * conditional - weight * unconditional
+
+    draws = {name: torch.from_numpy(value).double() for name, value in method.draw(Noise(0), 0, 0, count).items()}
+    images = torch.from_numpy(MIXTURE.draw(np.random.default_rng(0), count).reshape(count, 2, 1, 1))
+    batch = {"images": images, "condition": torch.arange(count) % none}
+    nets = bind(method, method.networks(), network, {"parent": 1.0, "student": 0.5})
+    by_hand = {"parent": guided, "student": lambda *inputs: 0.5 * denoise(*inputs)}
+    found, expected = (method.loss("student", each, batch, draws, None, TorchOps())[0] for each in (nets, by_hand))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    plain = method.loss("student", by_hand | {"parent": denoise}, batch, draws, None, TorchOps())[0]
+    assert (abs(plain - expected) > 1e-3 * expected) == (weight > 0)
 
 
 def test_each_stage_halves_the_one_before() -> None:

@@ -12,6 +12,7 @@ from harness.method import Average, Method
 from harness.moment_matching import MomentMatchingOptions
 from harness.networks.transformer import TransformerSpec, initial_weights
 from harness.noise import Noise
+from harness.prompts import class_prompts
 from harness.registry import get_method
 from harness.samplers import draw_images, equal_times, sampling_step
 from harness.teacher import TeacherOptions
@@ -91,11 +92,11 @@ def test_samples_from_one_checkpoint(family: str, spec: TransformerSpec, weights
     images = []
     for name in ("torch", "jax"):
         backend = get_backend(name)
-        step = partial(sampling_step, CosineClock(), family, 0.5, 0.0, spec.num_classes)
+        step = partial(sampling_step, CosineClock(), family, 0.0)
         batches = draw_images(
-            backend.denoiser_step(spec, weights, step, CosineClock()), backend.to_numpy,
-            equal_times(8), (1, 4, 4), spec.num_classes, 40, 16, seed=0, stochastic=family != "ddim",
+            backend.denoiser_step(spec, weights, step, CosineClock(), guidance=0.5), backend.to_numpy,
+            equal_times(8), (1, 4, 4), class_prompts(spec.num_classes).condition, 40, 16, 0, family != "ddim",
         )  # fmt: skip
-        images.append(np.concatenate([x for x, _ in batches]))
+        images.append(np.concatenate(list(batches)))
     assert images[0].std() > 0.1
     assert np.linalg.norm(images[0] - images[1]) <= 1e-4 * np.linalg.norm(images[0])

@@ -56,7 +56,8 @@ def test_every_verb_has_an_example_that_parses(verb: str, monkeypatch: pytest.Mo
     called = []
     monkeypatch.setattr(cli, "_run", lambda *positional, **named: called.append((positional, named)))
     invoke(*arguments)
-    profile = "gate" if verb == "check" else "digits"  # the one that has a reference to check against
+    # the profile that has a reference to check against, and one that has captions to encode
+    profile = {"check": "gate", "text": "shapes"}.get(verb, "digits")
     assert called[0][0][:2] == (verb, profile)
 
 

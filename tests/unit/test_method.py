@@ -1,20 +1,29 @@
-"""The registry, strict options, and the denoiser's parameterisation; what every method owes is in `tests/contract`."""
+"""The registry, strict options, the denoiser, its guidance; what every method owes is in `tests/contract`."""
 
 import inspect
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from baselines.progressive import Progressive
+from harness.backends.torch import TorchOps
+from harness.conditions import Condition, Text, unconditional
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Denoiser, Method, Options
+from harness.method import Denoiser, Method, Options, bind
+from harness.moment_matching import AlternatingMomentMatching
 from harness.registry import get_method, registry
 from harness.samplers import FAMILIES
 from harness.teacher import Teacher, TeacherOptions
+from tests.conftest import SPEC
+from tests.contract.probe import Probe
 
 METHODS = registry()
 Register = Callable[..., dict[str, type[Method]]]
@@ -131,7 +140,7 @@ def test_a_denoiser_turns_v_into_x_and_passes_features_on() -> None:
         seen.append((params, *arrays))
         return v, ["tokens"]
 
-    denoiser = Denoiser(network, "weights", CosineClock())
+    denoiser = Denoiser(network, "weights", CosineClock(), num_classes=3)
     x, features = denoiser(z, t, labels, features=True)
     at = CosineClock()(t)
     alpha, sigma = (a.reshape(3, 1, 1, 1) for a in at[1:])
@@ -142,3 +151,105 @@ def test_a_denoiser_turns_v_into_x_and_passes_features_on() -> None:
     denoiser.at("others")(z, t, labels)
     assert [call[0] for call in seen] == ["weights", "weights", "others"]
     assert all(call[1] is z and call[2] is t and call[3] is labels for call in seen)
+
+
+CLOCK = CosineClock()
+CAPTIONS = Text(np.arange(12.0).reshape(3, 2, 2) / 12, np.array([[True, True], [True, False], [False, False]]))
+CONDITIONS = {"classes": np.array([0, 1, 3]), "captions": CAPTIONS}
+"""The last of each is "none" already."""
+each_condition = pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
+
+
+def network(params: Any, z: Any, t: Any, condition: Condition) -> tuple[Any, list[Any]]:
+    """v = params (z + one number for each condition), which is also the feature."""
+    if isinstance(condition, Text):
+        shift = (condition.tokens * condition.mask[:, :, None]).sum((1, 2))
+    else:
+        shift = (condition + 1.0) ** 2
+    return params * (z + shift.reshape(-1, 1, 1, 1)), [shift]
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).standard_normal((3, 1, 2, 2)), np.array([0.1, 0.5, 0.9])
+
+
+@each_condition
+def test_a_guided_denoiser_extrapolates_from_the_unconditional_prediction(condition: Condition) -> None:
+    (z, t), w = inputs(), 1.5
+    alpha, sigma = (a.reshape(3, 1, 1, 1) for a in CLOCK(t)[1:])
+    nothing = unconditional(condition, 3)
+    g_c, g_u = (alpha * z - sigma * network(0.7, z, t, given)[0] for given in (condition, nothing))
+    assert np.abs(g_c[:2] - g_u[:2]).min() > 0.01
+    guided = Denoiser(network, 0.7, CLOCK, 3, guidance=w)
+    x, features = guided(z, t, condition, features=True)
+    np.testing.assert_allclose(x, g_c + w * (g_c - g_u), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(guided(z, t, condition), x)
+    np.testing.assert_array_equal(guided.guided(g_c, z, t, condition), x)
+    np.testing.assert_array_equal(features[0], network(0.7, z, t, condition)[1][0], "of the conditional call")
+    np.testing.assert_allclose(x[2], g_u[2], rtol=1e-12, err_msg="what is not conditioned has no guidance")
+    # with other parameters, and without guidance, both ways
+    for plain in (guided.at(0.3), Denoiser(network, 0.3, CLOCK, 3)):
+        np.testing.assert_array_equal(plain(z, t, condition), alpha * z - sigma * network(0.3, z, t, condition)[0])
+        np.testing.assert_array_equal(plain.guided(g_c, z, t, condition), g_c)
+
+
+@each_condition
+def test_straight_through_has_the_value_of_guidance_and_the_gradient_of_the_network(condition: Condition) -> None:
+    z, t = map(torch.from_numpy, inputs())
+    given = Text(*map(torch.from_numpy, condition)) if isinstance(condition, Text) else torch.from_numpy(condition)
+    params = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    guided = Denoiser(network, params.detach(), CLOCK, 3, guidance=1.5)
+    found = guided.straight_through(params, z, t, given, TorchOps())
+    torch.testing.assert_close(found, guided(z, t, given), rtol=1e-12, atol=1e-12)
+    cotangent = torch.linspace(1, 2, 12, dtype=torch.float64).reshape(3, 1, 2, 2)
+    slopes = [
+        torch.autograd.grad((x * cotangent).sum(), params)[0]
+        for x in (found, guided.at(params)(z, t, given), Denoiser(network, params, CLOCK, 3, 1.5)(z, t, given))
+    ]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-12, atol=0)
+    assert abs(slopes[0] - slopes[2]) > 0.1, "the gradient of what guidance makes is another"
+    plain = Denoiser(network, params, CLOCK, 3)
+    assert torch.equal(plain.straight_through(params, z, t, given, TorchOps()), plain(z, t, given))
+
+
+def test_a_guided_network_that_passes_gradients_to_its_input_is_guided() -> None:
+    """As a student moves when its loss flows through the teacher: by the gradient of both predictions."""
+    z, t = map(torch.from_numpy, inputs())
+
+    def square(params: dict[str, Tensor], z: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+        return (1 + labels).reshape(-1, 1, 1, 1) * params["a"] * z**2, None
+
+    params = {"a": torch.tensor(0.7, dtype=torch.float64, requires_grad=True)}
+    guided, labels, z = (
+        Denoiser(square, params, CLOCK, 3, 1.5).constant(TorchOps()),
+        torch.arange(3),
+        z.requires_grad_(),
+    )
+    (gradient,) = torch.autograd.grad(guided(z, t, labels).sum(), z)
+    level = CLOCK(t)
+    factor = 2.5 * (1 + labels) - 1.5 * 4  # (1 + w) of the class's, less w of that of "none"
+    expected = level.alpha.reshape(3, 1, 1, 1) - (level.sigma * factor).reshape(3, 1, 1, 1) * 2 * 0.7 * z
+    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_guidance_is_given_to_the_copies_that_no_turn_trains_by_their_source() -> None:
+    method = Probe(2, 100, CLOCK, Probe.Options(), SPEC, {"teacher": 1.5, "parent": 0.5})
+    nets = bind(method, method.networks(), network, dict.fromkeys(method.networks(), 0.7))
+    weights = {name: net.guidance for name, net in nets.items() if isinstance(net, Denoiser)}
+    assert weights == {"teacher": 1.5, "average": 0.0, "student": 0.0, "auxiliary": 0.0}
+    progressive = Progressive(2, 100, CLOCK, Progressive.Options(), SPEC, {"teacher": 1.5, "parent": 0.5})
+    nets = bind(progressive, progressive.networks(), network, {"parent": 0.7, "student": 0.7})
+    assert (nets["parent"].guidance, nets["student"].guidance) == (0.5, 0.0)
+
+
+def test_the_cost_of_guidance_is_counted_where_a_network_is_guided() -> None:
+    def passes(kind: type[Method], guidance: dict[str, float], turn: str = "student") -> int:
+        return kind(2, 100, CLOCK, kind.Options(), SPEC, guidance).passes(turn)
+
+    for turn in ("auxiliary", "student"):
+        plain = passes(AlternatingMomentMatching, {}, turn)
+        assert passes(AlternatingMomentMatching, {"teacher": 0.0, "parent": 0.0}, turn) == plain
+        assert passes(AlternatingMomentMatching, {"teacher": 1.5, "parent": 1.5}, turn) == plain + 1
+    first, second = {"teacher": 1.5, "parent": 1.5}, {"teacher": 1.5, "parent": 0.0}
+    assert passes(Progressive, first) == passes(Progressive, {}) + 2
+    assert passes(Progressive, second) == passes(Progressive, {}), "its parent has the guidance in it"

@@ -95,7 +95,9 @@ def test_non_finite_outputs_are_named(extractor, quantity):
 
 
 def test_unknown_extractors_are_listed():
-    with pytest.raises(UserError, match=r"unknown extractor 'inception'; .* known: digits-cnn, shapes-cnn, inception-"):
+    with pytest.raises(
+        UserError, match=r"unknown extractor 'inception'; .* known: digits-cnn, shapes-cnn, shapes-clip, inc"
+    ):
         load_extractor("inception")
 
 

@@ -127,7 +127,7 @@ def test_features_equal_a_numpy_forward_pass(few: ImageSet) -> None:
     blocks = images.reshape(3, 3, 8, 2, 8, 2).transpose(0, 1, 3, 5, 2, 4).reshape(3, 12, 8, 8)
     x = convolve(convolve(convolve(blocks, "conv1"), "conv2"), "conv3")
     x = x.reshape(3, 64, 4, 2, 4, 2).mean(axis=(3, 5)).reshape(3, -1)
-    expected = silu(x @ w["hidden.weight"].T + w["hidden.bias"])
+    expected = silu(x @ w["hidden.weight"].T + w["hidden.bias"]) / shapes_cnn.FEATURE_SCALE
     np.testing.assert_allclose(load_extractor("shapes-cnn").extract(few.images[:3]).features, expected, atol=1e-4)
 
 

@@ -43,7 +43,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_an_image_is_where_the_deterministic_sampler_takes_its_noise(workspace: Workspace) -> None:
-    arrays, manifest = load_checkpoint(workspace.pairs(TEACHER_RUN))
+    arrays, manifest = load_checkpoint(workspace.pairs(TEACHER_RUN, 0.0))
     weights, about = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
     assert manifest["teacher"] == about["digest"]
     spec = workspace.spec((1, 4, 4), SPEC.num_classes)
@@ -59,7 +59,7 @@ def test_an_image_is_where_the_deterministic_sampler_takes_its_noise(workspace: 
 
 
 def test_no_evaluated_sample_starts_from_the_noise_of_a_pair(workspace: Workspace) -> None:
-    arrays, _ = load_checkpoint(workspace.pairs(TEACHER_RUN))
+    arrays, _ = load_checkpoint(workspace.pairs(TEACHER_RUN, 0.0))
     evaluated = Noise(0).normal("sample/start", 0, 0, COUNT, (1, 4, 4))
     assert np.intersect1d(arrays["noise"], evaluated).size == 0
 
@@ -67,10 +67,10 @@ def test_no_evaluated_sample_starts_from_the_noise_of_a_pair(workspace: Workspac
 def test_a_student_is_trained_on_them_and_pays_for_them(workspace: Workspace) -> None:
     distill.run(workspace, "torch", "dmd", "default", "k1", 0)
     _, manifest = load_checkpoint(workspace.checkpoint(STUDENT_RUN))
-    assert manifest["pairs"] == load_checkpoint(workspace.pairs(TEACHER_RUN))[1]["digest"]
+    assert manifest["pairs"] == load_checkpoint(workspace.pairs(TEACHER_RUN, 0.0))[1]["digest"]
     assert manifest["config"]["student"]["pairs"] == {"count": COUNT, "steps": STEPS}
     method = workspace.make_method(STUDENT_RUN, SPEC)
-    own = sum(method.turns[method.turn(step)].passes for step in range(LENGTH["updates"]))
+    own = sum(method.passes(method.turn(step)) for step in range(LENGTH["updates"]))
     cost = training_cost(workspace, STUDENT_RUN)
     assert cost["train_passes"] == LENGTH["batch"] * own + COUNT * STEPS
 
@@ -79,11 +79,13 @@ def test_missing_pairs_and_those_of_another_configuration_are_refused(workspace:
     other = open_workspace(tmp_path, pairs={"count": COUNT, "steps": STEPS + 1})
     with pytest.raises(UserError, match=r"pairs.safetensors: .*another configuration \(pairs.steps is 3, expected 4\)"):
         distill.run(other, "torch", "dmd", "default", "k1", 0)
-    pairs_of_others, manifest = load_checkpoint(workspace.pairs(TEACHER_RUN))
-    save_checkpoint(workspace.pairs(TEACHER_RUN), pairs_of_others, {"config": manifest["config"], "teacher": "0" * 64})
+    pairs_of_others, manifest = load_checkpoint(workspace.pairs(TEACHER_RUN, 0.0))
+    save_checkpoint(
+        workspace.pairs(TEACHER_RUN, 0.0), pairs_of_others, {"config": manifest["config"], "teacher": "0" * 64}
+    )
     with pytest.raises(UserError, match=r"pairs.safetensors: the pairs are of other weights than the teacher's"):
         distill.run(workspace, "torch", "dmd", "default", "k1", 0)
-    workspace.pairs(TEACHER_RUN).unlink()
+    workspace.pairs(TEACHER_RUN, 0.0).unlink()
     with pytest.raises(UserError, match=r"pairs.safetensors: not there; make .* first, with: fewstep pairs"):
         distill.run(workspace, "torch", "dmd", "default", "k1", 0)
     with pytest.raises(UserError, match=r"the section pairs \(count, steps\) is missing; add it"):

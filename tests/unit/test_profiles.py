@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.addresses import TEACHER
+from harness.datasets.shapes import SCENES
 from harness.method import Method
+from harness.metrics import shapes_clip, shapes_cnn
 from harness.networks.transformer import TransformerSpec
 from harness.registry import registry
 from harness.workspace import Workspace
@@ -15,16 +17,22 @@ FOLDER = Path(__file__).parents[2] / "workflows" / "config"
 PROFILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 PAPER_SCALE = {"cifar10": (10, 56e6), "imagenet64": (1000, 400e6), "imagenet128": (1000, 400e6)}
 """Classes, and about how many parameters the networks of the literature have."""
+TEXT_TO_IMAGE = {"coco512": 4096}
+"""The width of the captions' tokens (T5-XXL); no published network of the sizes there is known."""
 HYPERPARAMETERS = ("network", "clock", "teacher", "pairs", "methods")
 PROVENANCE = re.compile(r"\[(paper|code|ours)|'s default")
 
 
 def spec_of(workspace: Workspace) -> TransformerSpec:
     """The network for the profile's images, whose files are not needed to know it."""
-    data = workspace.profile.data
+    data, name = workspace.profile.data, workspace.profile.name
     if data.name == "digits":
         return workspace.spec((1, 8, 8), 10)
-    return workspace.spec((3, data.size, data.size), PAPER_SCALE[workspace.profile.name][0])
+    if data.name == "shapes":
+        return workspace.spec(shapes_cnn.IMAGE_SHAPE, len(SCENES), shapes_clip.CONFIG["text_cfg"]["width"])
+    if name in TEXT_TO_IMAGE:
+        return workspace.spec((3, data.size, data.size), 1, TEXT_TO_IMAGE[name])
+    return workspace.spec((3, data.size, data.size), PAPER_SCALE[name][0])
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -56,7 +64,7 @@ def test_paper_scale_profiles_have_every_method_and_the_size_of_the_literature(n
     assert spec_of(workspace).n_parameters == pytest.approx(parameters, rel=0.05)
 
 
-@pytest.mark.parametrize("name", PAPER_SCALE)
+@pytest.mark.parametrize("name", [*PAPER_SCALE, *TEXT_TO_IMAGE])
 def test_every_hyperparameter_of_a_paper_scale_profile_says_where_it_comes_from(name: str) -> None:
     """In a comment on its own line, or on the line that opens a section around it."""
     around: list[tuple[int, bool]] = []  # indent of each open section, and whether it speaks for what is in it

@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from harness.conditions import Text
 from harness.noise import Noise
-from harness.training import BatchStream, Schedule
+from harness.prompts import Captions
+from harness.text_encoders.table import TextTable
+from harness.training import BatchStream, Schedule, grouped
 
 
 def test_the_learning_rate_rises_and_falls_linearly() -> None:
@@ -42,3 +45,21 @@ def test_a_position_of_the_stream_does_not_depend_on_how_it_is_reached(batch: in
         part = parts.take(start, batch)
         np.testing.assert_array_equal(part["condition"], whole[start : start + batch])
         np.testing.assert_array_equal(part["images"][:, 0, 1, 1], part["condition"])
+
+
+def test_captions_come_with_their_images_and_keep_them_when_samples_have_several() -> None:
+    """Image i shows the caption of number i // 2: one token that is full of that number, and as many words."""
+    numbers = np.arange(5)
+    tokens = np.broadcast_to(numbers[:, None, None].astype(np.float16), (5, 4, 3))
+    table = TextTable(tokens, np.arange(4) < numbers[:, None], np.arange(10) // 2, {})
+    images = np.broadcast_to(np.arange(10)[:, None, None, None], (10, 1, 2, 2))
+    taken = BatchStream("data", {"images": images, "condition": Captions(table, np.arange(10))}, Noise(0)).take(3, 12)
+    captions, shown = taken["condition"], taken["images"][:, 0, 0, 0] // 2
+    assert isinstance(captions, Text)
+    assert (captions.tokens.dtype, captions.mask.dtype) == (np.float32, bool)
+    np.testing.assert_array_equal(captions.tokens[:, 0, 0], shown)
+    np.testing.assert_array_equal(captions.mask.sum(axis=1), shown)
+    pairs = grouped(captions, 6, 2)
+    assert (pairs.tokens.shape, pairs.mask.shape) == ((6, 2, 4, 3), (6, 2, 4))
+    np.testing.assert_array_equal(pairs.tokens[:, :, 0, 0], grouped(shown, 6, 2))
+    assert grouped(captions, 12, 1) is captions

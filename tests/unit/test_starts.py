@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness import method as contract
+from harness import registry as registered_methods
 from harness.addresses import TEACHER, RunAddress
 from harness.backends import get_backend
 from harness.checkpoint import content_digest, load_checkpoint
@@ -61,8 +61,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {**contract.registry(), Everything.id: Everything}
-    monkeypatch.setattr(contract, "registry", lambda: known)
+    known = {**registered_methods.registry(), Everything.id: Everything}
+    monkeypatch.setattr(registered_methods, "registry", lambda: known)
 
 
 def student(name: str) -> RunAddress:
@@ -99,8 +99,8 @@ def test_second_moments_are_adams_of_clipped_gradients(workspace: Workspace) -> 
 def test_every_network_starts_where_the_method_says(workspace: Workspace) -> None:
     images = ImageSet.load(workspace.data("train"))
     spec = workspace.spec(images.images.shape[1:], images.num_classes)
-    method = workspace.make_method(student("k4"), spec)
-    weights, origins = starting_weights(workspace, student("k4"), method, spec, images)
+    method, stream = workspace.make_method(student("k4"), spec), data_stream(images, images.labels, SEED)
+    weights, origins = starting_weights(workspace, student("k4"), method, spec, stream)
     trained, manifest = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
     moments, about = load_checkpoint(workspace.run(TEACHER_RUN) / "second_moments.safetensors")
     digests = {"teacher": manifest["digest"], "second_moments": about["digest"]}
@@ -124,13 +124,13 @@ def test_second_moments_that_are_missing_are_estimated_at_the_teachers_weights_a
 ) -> None:
     images, steps = ImageSet.load(workspace.data("train")), 4
     spec = workspace.spec(images.images.shape[1:], images.num_classes)
-    method = workspace.make_method(student("k4"), spec)
+    method, stream = workspace.make_method(student("k4"), spec), data_stream(images, images.labels, SEED)
     monkeypatch.setattr(train, "FURTHER_UPDATES", steps)
     file = workspace.run(TEACHER_RUN) / "second_moments.safetensors"
     content = file.read_bytes()
     file.unlink()
     try:
-        weights, origins = starting_weights(workspace, student("k4"), method, spec, images)
+        weights, origins = starting_weights(workspace, student("k4"), method, spec, stream)
     finally:
         file.write_bytes(content)
     assert origins["second_moments"] == f"estimated by {steps} further steps at the teacher's weights"
@@ -139,7 +139,7 @@ def test_second_moments_that_are_missing_are_estimated_at_the_teachers_weights_a
     trained, _ = load_checkpoint(workspace.checkpoint(TEACHER_RUN))
     own, (schedule, adam) = workspace.make_method(TEACHER_RUN, spec), workspace.training(TEACHER_RUN)
     learner = get_backend("torch").learner(own, spec, {name: trained for name in own.networks()}, adam)
-    stream, v = data_stream(images, SEED), {key: np.zeros(value.shape) for key, value in trained.items()}
+    v = {key: np.zeros(value.shape) for key, value in trained.items()}
     for step in range(steps):
         batch = stream.take(step * schedule.batch, schedule.batch)
         _, gradients = learner.gradients("denoise", batch, own.draw(Noise(SEED), step, 0, schedule.batch))

@@ -48,11 +48,13 @@ def test_the_loss_is_the_weighted_error_of_a_network_that_sees_hidden_labels(nam
     draws["hide"] = np.arange(50) % 4 == 0
     seen = {}
 
-    def network(params: None, z: Array, t: Array, labels: Array) -> tuple[Array, None]:
-        seen.update(z=z, t=t, labels=labels)
+    def network(params: None, z: Array, t: Array, condition: Array) -> tuple[Array, None]:
+        seen.update(z=z, t=t, condition=condition)
         return 0.1 * z, None
 
-    loss, logs = method.loss("denoise", {"model": Denoiser(network, None, method.clock)}, batch, draws, None, None)
+    loss, logs = method.loss(
+        "denoise", {"model": Denoiser(network, None, method.clock, CLASSES)}, batch, draws, None, None
+    )
     np.testing.assert_array_equal(seen["condition"], np.where(draws["hide"], CLASSES, batch["condition"]))
     np.testing.assert_array_equal(seen["t"], draws["t"])
     angle = np.arctan(np.exp(-0.5 * method.clock(draws["t"].astype(np.float64)).logsnr)).reshape(-1, 1, 1, 1)

@@ -320,7 +320,9 @@ def test_two_examples_for_each_sample_come_with_an_axis_of_their_own(tmp_path: P
     np.testing.assert_array_equal(
         np.concatenate([batch["images"] for batch in seen]).reshape(24, 1, 4, 4), expected["images"]
     )
-    np.testing.assert_array_equal(np.concatenate([batch["condition"] for batch in seen]).reshape(24), expected["condition"])
+    np.testing.assert_array_equal(
+        np.concatenate([batch["condition"] for batch in seen]).reshape(24), expected["condition"]
+    )
 
 
 def test_the_next_inputs_are_prepared_while_the_device_works(tmp_path: Path) -> None:

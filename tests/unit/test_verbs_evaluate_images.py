@@ -146,7 +146,7 @@ def test_clip_adds_cmmd_and_with_captions_its_score(capsys, clip_file, tmp_path)
         ({"reference": Path("missing")}, "missing: no folder of images"),
         ({"images": Path("missing")}, "missing: no folder of images"),
         ({"out": Path("missing/metrics.json")}, "missing: the output folder does not exist"),
-        ({"captions": Path("captions.txt")}, "the CLIP score needs a CLIP extractor"),
+        ({"captions": Path("captions.txt")}, "'digits-cnn' is no CLIP, which the CLIP score needs; name one"),
         ({"name": "inception-v3-compat", "weights": "missing"}, "missing: no such file"),
     ],
 )

@@ -165,9 +165,8 @@ def test_matched_compute_gives_every_method_the_same_network_passes(tmp_path: Pa
             assert workspace.training(run)[0].updates == CONTENT["teacher"]["updates"]
             continue
         method, updates = workspace.make_method(run, spec), workspace.training(run)[0].updates
-        passes = [
-            workspace.training(run)[0].batch * method.turns[method.turn(step)].passes for step in range(updates + 1)
-        ]
+        batch = workspace.training(run)[0].batch
+        passes = [batch * method.passes(method.turn(step)) for step in range(updates + 1)]
         assert sum(passes[:-1]) <= 400 - workspace.pair_passes(run) < sum(passes)
         assert workspace.run_config(run)["student"]["updates"] == method.updates == updates
     assert workspace.pair_passes(RunAddress("jax", "dmd", "default", "k1", 0)) == 40

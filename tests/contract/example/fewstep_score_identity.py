@@ -21,7 +21,7 @@ class ScoreIdentity(Method):
     id = "score-identity"
     sampler = "ancestral"
     Options = ScoreIdentityOptions
-    turns = {"auxiliary": Turn(("auxiliary",), forward=1), "student": Turn(("student",), input_gradient=2)}
+    turns = {"auxiliary": Turn(("auxiliary",), forward=1), "student": Turn(("student",), input_gradient=2, guided=1)}
 
     @classmethod
     def students(cls, steps: list[int]) -> dict[str, list[int]]:
