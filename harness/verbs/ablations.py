@@ -12,5 +12,5 @@ def run(workspace: Workspace) -> None:
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     write_tables(paths, folder)
-    drawn = write_figures(paths, figures, workspace.data("train"), workspace.clock)
+    drawn = write_figures(paths, figures, workspace.data("train"), workspace.clock, heldout=workspace.data("heldout"))
     print(f"{folder / 'main.csv'}: written, with its renderings and {len(drawn)} figures beside it")

@@ -12,5 +12,6 @@ def run(workspace: Workspace) -> None:
     write_report(
         records(workspace), root / "figures", path, workspace.extractor_report, claims,
         workspace.profile, selected_records(workspace),
+        clip=None if workspace.profile.evaluation.clip is None else workspace.clip_report,
     )  # fmt: skip
     print(f"{path}: open it in a browser")
