@@ -80,7 +80,7 @@ def test_the_module_is_short() -> None:
 
 
 def test_the_registry_holds_the_installed_method(environment: dict[str, str], tmp_path: Path) -> None:
-    code = f"from harness.method import get_method; print(get_method({METHOD!r}))"
+    code = f"from harness.registry import get_method; print(get_method({METHOD!r}))"
     result = run("python", "-c", code, cwd=tmp_path, env=environment)
     assert result.stdout == "<class 'fewstep_score_identity.ScoreIdentity'>\n", result.stderr
 
