@@ -43,6 +43,10 @@ def run(workspace: Workspace, out: Path | None) -> None:
     """Print, and write to `out` as JSON, milliseconds of an update and the ratios, each a median over paired blocks."""
     if out is not None and not out.parent.is_dir():
         raise UserError(f"{out.parent}: the output folder does not exist; create it, or choose another")
+    if workspace.profile.text is not None:
+        raise UserError(
+            f"bench: profile {workspace.profile.name!r} conditions on text; name one of classes, say digits"
+        )
     data = load_dataset(split="train", **workspace.profile.data.model_dump())
     rows = []
     measurements = beside_loops_by_hand(workspace, data), beside_bare_passes(workspace, data), [_help()]
