@@ -1,6 +1,5 @@
 """The command `fewstep`: one verb for each node of the workflow; heavy imports happen inside the verbs."""
 
-import errno
 import importlib
 import os
 import sys
@@ -15,14 +14,18 @@ from harness.cli_options import (
     Guidance,
     MethodOption,
     Profile,
+    ReferenceFolder,
     Results,
     Seed,
     Student,
     Threads,
     Variant,
+    on_command_line,
+    refuse,
 )
-from harness.errors import UserError
+from harness.errors import USERS_ERRORS, UserError
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
 app = typer.Typer(
     name="fewstep",
     help="Few-step diffusion distillation: train, distil, sample, measure, compare. "
@@ -32,19 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC")
-
-
-USERS_ERRORS = {
-    errno.ENOSPC: "no space left on the device; free some",
-    errno.EACCES: "permission denied; change the permissions",
-    errno.EROFS: "the file system is read-only; mount it for writing",
-    errno.ENOTDIR: "a file lies where a folder should be; move it away",
-    errno.EEXIST: "a file lies where a folder should be; move it away",
-}
-"""What the system may say of the user's disk, and the remedy; any other system error is a defect of ours."""
 
 
 def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **arguments: Any) -> None:
@@ -59,18 +49,6 @@ def _run(verb: str, profile: str, results: Path | None, threads: int = 1, **argu
 
 def _set_threads(threads: int) -> None:
     os.environ.update({name: str(threads) for name in THREAD_VARIABLES})
-
-
-def _refuse(context: typer.Context, names: tuple[str, ...], mode: str) -> None:
-    """Raise UserError for the first of these options that stands on the command line: `mode` would not heed it."""
-    for parameter in context.command.params:
-        if parameter.name in names and _on_command_line(context, parameter.name):
-            raise UserError(f"{context.command.name}: {parameter.opts[0]} has no effect {mode}; leave it out")
-
-
-def _on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -90,7 +68,7 @@ def extractor(
 ) -> None:
     """Validate the feature extractor, or retrain it. Example: fewstep extractor --retrain new.safetensors"""
     if download is not None:
-        _refuse(context, ("profile", "results", "retrain", "clip"), "with --download")
+        refuse(context, ("profile", "results", "retrain", "clip"), "with --download")
         importlib.import_module("harness.verbs.extractor").download(download)
     else:
         _run("extractor", profile, results, retrain=retrain, clip=clip)
@@ -176,18 +154,15 @@ def sample(
     """Draw the images of a trained run at all of its step counts, or one image of a caption.
 
     One image: fewstep sample --prompt "a red circle on black" --steps 4 --out a.png, of the 4-step student of the
-    profile shapes, unless you name another run or a --checkpoint. With a teacher, --guidance is that of sampling.
-
-    Example: fewstep sample --backend torch
+    profile shapes, unless you name another run or a --checkpoint. Example: fewstep sample --backend torch
     """
     if prompt is not None:
         if steps is None or out is None:
             raise UserError("sample --prompt: say how many --steps, and which file to write (--out)")
-        given = {name for name in context.params if _on_command_line(context, name)}
-        chosen = {name: context.params[name] for name in given}
+        chosen = {name: value for name, value in context.params.items() if on_command_line(context, name)}
         importlib.import_module("harness.verbs.sample_prompt").run(prompt, steps, out, chosen)
         return
-    _refuse(context, ("steps", "out", "checkpoint", "text_weights"), "without --prompt")
+    refuse(context, ("steps", "out", "checkpoint", "text_weights"), "without --prompt")
     if backend is None:
         raise UserError("sample: name the --backend of the run, or a --prompt")
     _run(
@@ -207,9 +182,7 @@ def evaluate(
     seed: Seed = 0,
     guidance: Guidance = 0.0,
     results: Results = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads [default: 1; with --images what the environment says]")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: 1; --images: as set]")] = None,
     during: Annotated[bool, typer.Option("--during", help="the states kept during training; report the best")] = False,
     images: Annotated[Path | None, typer.Option(help="images of your own: a folder, or an .npz file")] = None,
     reference: Annotated[Path | None, typer.Option(help="real images alike, or a saved reference (.npz)")] = None,
@@ -229,7 +202,7 @@ def evaluate(
     if (backend is None) == (images is None):
         raise UserError("evaluate: name either a run (--backend, ...) or images of your own (--images, ...)")
     if images is not None:
-        _refuse(
+        refuse(
             context,
             ("during", "method", "student", "variant", "profile", "seed", "guidance", "results"),
             "with --images",
@@ -241,8 +214,7 @@ def evaluate(
         )
         return
     assert backend is not None
-    of_images = ("reference", "extractor", "weights", "sha256", "captions", "out", "as_json")
-    _refuse(context, of_images, "without --images")
+    refuse(context, ("reference", "extractor", "weights", "sha256", "captions", "out", "as_json"), "without --images")
     _run(
         "during" if during else "evaluate", profile, results, threads or 1,
         backend=backend.value, method=method, variant=variant, student=student, seed=seed, guidance=guidance,
@@ -283,9 +255,7 @@ def ablations(profile: Profile = "digits", results: Results = None) -> None:
 def check(
     profile: Profile = "digits",
     results: Results = None,
-    against: Annotated[
-        Path | None, typer.Option(help="the folder of the reference [default: results/reference/PROFILE]")
-    ] = None,
+    against: ReferenceFolder = None,
     junit: Annotated[Path | None, typer.Option(help="also write the verdicts to this JUnit XML file")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON, with every row")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="print every row, not only those that moved")] = False,
@@ -299,9 +269,7 @@ def accept(
     reason: Annotated[str, typer.Option(help="why these numbers are to be the reference")],
     profile: Profile = "digits",
     results: Results = None,
-    out: Annotated[
-        Path | None, typer.Option(help="the folder of the reference [default: results/reference/PROFILE]")
-    ] = None,
+    out: ReferenceFolder = None,
 ) -> None:
     """Make a complete run the reference of later ones. Example: fewstep accept --reason first"""
     _run("accept", profile, results, reason=reason, out=out)

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("harness", "baselines") for path in (ROOT / folder).rglob("*.py"))
 FRAMEWORKS = {"torch", "torchvision", "torch_fidelity", "jax", "jaxlib", "equinox", "optax", "array_api_compat.torch"}
-FRAMEWORK_FOLDERS = ("harness/backends/", "harness/networks/", "harness/metrics/")
+FRAMEWORK_FOLDERS = ("harness/backends/", "harness/networks/", "harness/metrics/", "harness/text_encoders/")
 PIN = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)(?: ; .*?)? \\\n(?P<hashes>(?:    --hash=.*\n)+)", re.MULTILINE
 )
