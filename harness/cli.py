@@ -160,6 +160,7 @@ def sample(
         if steps is None or out is None:
             raise UserError("sample --prompt: say how many --steps, and which file to write (--out)")
         chosen = {name: value for name, value in context.params.items() if on_command_line(context, name)}
+        _set_threads(threads)
         importlib.import_module("harness.verbs.sample_prompt").run(prompt, steps, out, chosen)
         return
     refuse(context, ("steps", "out", "checkpoint", "text_weights"), "without --prompt")

@@ -188,6 +188,8 @@ class Profile(StrictModel):
                 raise ValueError(f"text: the data set {data.name!r} has no captions; drop the section, or name another")
         if self.heldout is not None and self.text is None:
             raise ValueError("heldout: only captions of another data set can be drawn for; add the section text")
+        if self.evaluation.clip is not None and self.text is None:
+            raise ValueError("evaluation.clip: images have no captions to be scored with; add the section text")
         return self
 
     @model_validator(mode="after")

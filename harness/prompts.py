@@ -10,7 +10,7 @@ import numpy as np
 from harness.conditions import Condition, Text
 from harness.datasets import ImageSet
 from harness.errors import UserError
-from harness.text_encoders.table import TextTable
+from harness.text_encoders.table import TextTable, captions_digest
 from harness.workspace import Workspace
 
 
@@ -54,6 +54,8 @@ class Prompts:
     conditions: Conditions
     labels: np.ndarray
     """int64 (n,): their classes, or the classes of the images whose captions they are."""
+    images: str | None = None
+    """The digest of the images whose captions they are."""
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """The prompts of images start .. start + count - 1."""
@@ -72,15 +74,25 @@ def training_conditions(workspace: Workspace, data: ImageSet) -> Conditions:
     """Those of the training images: their classes, or their captions where the profile has a section `text`."""
     if workspace.profile.text is None:
         return data.labels
-    return Captions(TextTable.load(workspace.text("train")), np.arange(len(data)))
+    return _captions(workspace, "train", data)
 
 
 def prompts(workspace: Workspace, num_classes: int) -> Prompts:
     """What evaluated images are drawn for: the classes, or the captions of the held-out images."""
     if workspace.profile.text is None:
         return class_prompts(num_classes)
-    labels = ImageSet.load(workspace.data("heldout")).labels
-    return Prompts(CAPTIONED, Captions(TextTable.load(workspace.text("heldout")), np.arange(len(labels))), labels)
+    heldout = ImageSet.load(workspace.data("heldout"))
+    return Prompts(CAPTIONED, _captions(workspace, "heldout", heldout), heldout.labels, heldout.digest)
+
+
+def _captions(workspace: Workspace, split: str, images: ImageSet) -> Captions:
+    """The features of a split's captions. Raises UserError where they are of other captions, or another encoder's."""
+    path, text = workspace.text(split), workspace.profile.text
+    table = TextTable.load(path)
+    of_images = None if images.captions is None else captions_digest(images.captions)
+    if table.identity["captions_digest"] != of_images or text is None or table.identity["encoder"] != text.encoder:
+        raise UserError(f"{path}: features of other captions, or of another encoder; make them anew: fewstep text")
+    return Captions(table, np.arange(len(images)))
 
 
 def class_prompts(num_classes: int) -> Prompts:

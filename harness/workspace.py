@@ -235,8 +235,15 @@ class Workspace(Layout):
     def record_digest(self, address: RunAddress | None) -> str:
         """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
         profile = self.profile
-        evaluation = profile.evaluation.model_dump(mode="json", exclude={"during"})
+        clip = profile.evaluation.clip
+        evaluation = profile.evaluation.model_dump(
+            mode="json", exclude={"during", "clip"} if clip is None else {"during"}
+        )
+        if clip is not None:
+            evaluation["clip"] = clip.content
         parts = {"evaluation": evaluation, "extractor": profile.extractor.content}
+        if profile.text is not None:
+            parts["prompts"] = "captions"
         if profile.heldout is not None:
             parts["heldout"] = profile.heldout.model_dump(mode="json")
         if address is None:

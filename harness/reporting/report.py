@@ -173,7 +173,7 @@ def _retrieval(clip: Path | None) -> list[dict[str, str]]:
         share = report.get("retrieval_heldout")
         return [] if share is None else [{"value": f"{float(share):.1%}", "name": RETRIEVED}]
     except (OSError, ValueError, AttributeError, TypeError):
-        raise UserError(f"{clip}: missing or garbled; validate the CLIP with fewstep extractor") from None
+        raise UserError(f"{clip}: missing or garbled; validate the CLIP with fewstep extractor --clip") from None
 
 
 def _cost(records: Sequence[Record], *, captioned: bool) -> dict[str, list[Any]]:

@@ -104,8 +104,13 @@ class TextTable:
 
 def text_identity(captions: np.ndarray, encoder: TextEncoder) -> dict[str, str]:
     """Everything that a table depends on, by name or by hash: the encoder, its weights, and the images' captions."""
-    digest = hashlib.sha256(json.dumps(captions.tolist(), ensure_ascii=False).encode()).hexdigest()
-    return {"encoder": encoder.name, "encoder_weights": encoder.weights_hash, "captions_digest": digest}
+    weights = {"encoder": encoder.name, "encoder_weights": encoder.weights_hash}
+    return weights | {"captions_digest": captions_digest(captions)}
+
+
+def captions_digest(captions: np.ndarray) -> str:
+    """SHA-256 (hex) of captions (StringDType, n) in their order."""
+    return hashlib.sha256(json.dumps(captions.tolist(), ensure_ascii=False).encode()).hexdigest()
 
 
 def _encode(encoder: TextEncoder, captions: list[str]) -> TextFeatures:

@@ -2,9 +2,10 @@
 
 from harness.addresses import RunAddress
 from harness.checkpoint import load_checkpoint, require_config
+from harness.datasets import ImageSet
 from harness.errors import UserError
 from harness.networks.transformer import TransformerSpec
-from harness.prompts import prompts
+from harness.prompts import Captions, prompts
 from harness.training import snapshot
 from harness.verbs.evaluate import describe, write_record
 from harness.verbs.judge import Judge
@@ -31,13 +32,15 @@ def run(
     paths = {update: snapshot(workspace.run(address), update) for update in schedule.snapshots}
     paths[schedule.updates] = workspace.checkpoint(address)
     judge = Judge(workspace)
+    given = prompts(workspace, ImageSet.load(workspace.data("train")).num_classes)
     for setting in workspace.settings(address):
         fids: dict[int, float] = {}
         for update, path in paths.items():
             weights, manifest = load_checkpoint(path)
             require_config(path, manifest, workspace.run_config(address))
             spec = TransformerSpec(**manifest["network"])
-            given = prompts(workspace, spec.num_classes)
+            if isinstance(given.conditions, Captions):
+                given.conditions.require(manifest.get("text_encoder"), path)
             images, rate = draw(workspace, address, setting, spec, weights, given, during.n_samples, "during")
             fids[update] = judge.fid(images)
             if (best := min(fids, key=fids.__getitem__)) == update:

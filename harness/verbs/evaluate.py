@@ -37,6 +37,8 @@ def run(
     if method == TEACHER:
         provenance["sampling_noise"] = workspace.profile.teacher.sampling_noise
     judge = Judge(workspace)
+    if sampling.get("prompts") != judge.prompts_digest:
+        raise UserError(f"{folder}: the samples are of other captions than the held-out images'; sample this run again")
     for setting in workspace.settings(address):
         images, labels = load_arrays(folder / f"samples-{setting.name}.npz", "images", "labels")
         scores = judge.scores(images, labels, fid_parts=workspace.profile.evaluation.fid_parts)

@@ -35,12 +35,17 @@ class Judge:
         if workspace.profile.text is not None:
             self.policy, self.reference, self.second = CAPTIONED, heldout, None
             self.heldout = ImageSet.load(workspace.data("heldout"))
-            self.captions = load_judge(workspace.profile.evaluation.clip, workspace.profile.data.name)
+            self.captions = load_judge(workspace.profile.evaluation.clip, self.heldout.name)
 
     @property
     def extra_identity(self) -> Identity:
         """What numbers depend on beside extractor, reference, sample count and label policy."""
         return {} if self.captions is None else self.captions.identity
+
+    @property
+    def prompts_digest(self) -> str | None:
+        """The digest of the images whose captions samples are to be drawn for."""
+        return None if self.captions is None else self.heldout.digest
 
     def fid(self, images: np.ndarray) -> float:
         """FID of uint8 images (n, c, h, w) alone."""

@@ -11,7 +11,7 @@ from harness.checkpoint import load_checkpoint, require_config, save_checkpoint
 from harness.datasets import ImageSet
 from harness.networks.transformer import TransformerSpec
 from harness.noise import Noise
-from harness.prompts import training_conditions
+from harness.prompts import Captions, training_conditions
 from harness.samplers import draw_images, equal_times, sampling_step
 from harness.workspace import Workspace
 
@@ -35,6 +35,8 @@ def run(workspace: Workspace, backend: str, seed: int, guidance: float = 0.0) ->
     data = ImageSet.load(workspace.data("train"))
     captioned = workspace.profile.text is not None
     conditions = training_conditions(workspace, data) if captioned else np.arange(spec.num_classes)
+    if isinstance(conditions, Captions):
+        conditions.require(manifest.get("text_encoder"), path)
     rows = np.arange(config.count) % len(conditions)
     batches = draw_images(
         engine.denoiser_step(spec, weights, step, workspace.clock, guidance),

@@ -41,7 +41,12 @@ def run(
         images, rate = draw(workspace, address, setting, spec, weights, given, n_samples)
         throughput[setting.name] = round(rate, 1)
         save_arrays(folder / f"samples-{setting.name}.npz", images=images, labels=labels)
-    record = {"checkpoint": manifest["digest"], "images_per_second": throughput, "provenance": run_record()}
+    record = {
+        "checkpoint": manifest["digest"],
+        "prompts": given.images,
+        "images_per_second": throughput,
+        "provenance": run_record(),
+    }
     write_atomic(folder / "sampling.json", json.dumps(record, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from harness.addresses import TEACHER
 from harness.backends import get_backend
@@ -44,11 +45,14 @@ def find_checkpoint(given: Mapping[str, Any], steps: int) -> Path:
     workspace = Workspace(given.get("profile", PROFILE), given.get("results"))
     method = given.get("method", METHOD)
     runs = [*workspace.runs(), *workspace.ablations()]
-    wanted = {"method": method, "variant": given.get("variant", "default"), "seed": given.get("seed", 0)}
-    wanted["student"] = given.get("student", TEACHER if method == TEACHER else f"k{steps}")
+    wanted = {"method": method, "variant": given.get("variant", "default")}
+    wanted |= {"student": given["student"]} if "student" in given else {}
     wanted |= {"backend": str(given["backend"])} if "backend" in given else {}
     wanted |= {"guidance": given["guidance"]} if "guidance" in given and method != TEACHER else {}
     fitting = [run for run in runs if all(getattr(run, key) == value for key, value in wanted.items())]
+    if "student" not in given and method != TEACHER:
+        wanted["steps"] = steps
+        fitting = [run for run in fitting if steps in workspace.steps(run)]
     if not fitting:
         named = ", ".join(f"{key} {value}" for key, value in wanted.items())
         raise UserError(f"profile {workspace.profile.name!r} has no run of {named}; name another, or a --checkpoint")
@@ -61,6 +65,8 @@ def find_checkpoint(given: Mapping[str, Any], steps: int) -> Path:
 
 def run(prompt: str, steps: int, out: Path, given: Mapping[str, Any]) -> None:
     """Write one image (PNG) of the caption `prompt`; `given` are the options of the command line by name.
+
+    The seed is that of the noise.
 
     Raises UserError for a checkpoint that is not conditioned on text, or that was trained with other features.
     """
@@ -122,8 +128,6 @@ def _family(checkpoint: Path, method_id: str, config: dict[str, Any], steps: int
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
     factor = max(1, SHORTEST_SIDE // min(image.shape[1:]))
     pixels = image.repeat(factor, axis=1).repeat(factor, axis=2)
     with open_atomic(path) as file:

@@ -108,6 +108,8 @@ def starting_weights(
         path = workspace.checkpoint(run)
         arrays, manifest = load_checkpoint(path)
         require_config(path, manifest, workspace.run_config(run))
+        if isinstance(data.arrays["condition"], Captions):
+            data.arrays["condition"].require(manifest.get("text_encoder"), path)
         origins[source] = manifest["digest"]
         return arrays
 

@@ -211,6 +211,25 @@ def test_an_unknown_word_and_a_missing_folder_are_refused(made: Workspace, tmp_p
         sample_prompt.run("a red circle", 2, tmp_path / "absent" / "a.png", given)
 
 
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    """Captions that changed after their features were made, and samples of other captions than the judge's."""
+    workspace = Workspace(write_profile(tmp_path / "mine.yaml", CHANGES), tmp_path)
+    workspace.data("train").parent.mkdir(parents=True)
+    for split, allowed in (("train", ~HELD_OUT), ("heldout", HELD_OUT)):
+        draw(split, TRAIN, allowed).save(workspace.data(split))
+    text.run(workspace)
+    reference.run(workspace)
+    teacher.run(workspace, "torch", 0)
+    draw("other", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    with pytest.raises(UserError, match=r"heldout\.npz: features of other captions.*make them anew: fewstep text"):
+        sample.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
+    draw("heldout", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    sample.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
+    draw("other", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    with pytest.raises(UserError, match="samples are of other captions"):
+        evaluate.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
+
+
 def test_features_of_another_encoder_are_refused(made: Workspace) -> None:
     conditions = prompts(made, 1).conditions
     assert isinstance(conditions, Captions)

@@ -41,7 +41,7 @@ try:
     EVALUATED = [run for run in RUNS if WORKSPACE.during(run)]
     GUIDANCE_OF_PAIRS = {guidance_suffix(run.guidance): run.guidance for run in ADDRESSES.values()}
     PAIRS_FOR = {folder for folder, run in ADDRESSES.items() if run.method != TEACHER and WORKSPACE.needs_pairs(run)}
-    for run in RUNS:
+    for run in RUNS + ABLATIONS:
         WORKSPACE.require_pretrained(run)
 except UserError as error:
     sys.exit(f"error: {error}")

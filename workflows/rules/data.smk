@@ -24,6 +24,7 @@ rule extractor:
     params:
         profile=shlex.quote(PROFILE),
         source=source_hash("harness.verbs.extractor", *JUDGES),
+        config=WORKSPACE.profile.extractor.content,
     shell:
         "fewstep extractor --profile {params.profile} > {log} 2>&1"
 
@@ -40,6 +41,7 @@ if WORKSPACE.profile.evaluation.clip is not None:
         params:
             profile=shlex.quote(PROFILE),
             source=source_hash("harness.verbs.extractor", *JUDGES),
+            config=WORKSPACE.profile.evaluation.clip.content,
         shell:
             "fewstep extractor --clip --profile {params.profile} > {log} 2>&1"
 
