@@ -236,9 +236,7 @@ class Workspace(Layout):
         """A digest of all configuration that a run's record depends on; None: the real-data floor's."""
         profile = self.profile
         clip = profile.evaluation.clip
-        evaluation = profile.evaluation.model_dump(
-            mode="json", exclude={"during", "clip"} if clip is None else {"during"}
-        )
+        evaluation = profile.evaluation.model_dump(mode="json", exclude={"during", "clip"})
         if clip is not None:
             evaluation["clip"] = clip.content
         parts = {"evaluation": evaluation, "extractor": profile.extractor.content}

@@ -216,16 +216,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     workspace = Workspace(write_profile(tmp_path / "mine.yaml", CHANGES), tmp_path)
     workspace.data("train").parent.mkdir(parents=True)
     for split, allowed in (("train", ~HELD_OUT), ("heldout", HELD_OUT)):
-        draw(split, TRAIN, allowed).save(workspace.data(split))
+        draw(split, HELDOUT, allowed).save(workspace.data(split))
     text.run(workspace)
     reference.run(workspace)
     teacher.run(workspace, "torch", 0)
-    draw("other", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    draw("other", HELDOUT, HELD_OUT).save(workspace.data("heldout"))
     with pytest.raises(UserError, match=r"heldout\.npz: features of other captions.*make them anew: fewstep text"):
         sample.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
-    draw("heldout", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    draw("heldout", HELDOUT, HELD_OUT).save(workspace.data("heldout"))
     sample.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
-    draw("other", TRAIN, HELD_OUT).save(workspace.data("heldout"))
+    draw("other", HELDOUT, HELD_OUT).save(workspace.data("heldout"))
     with pytest.raises(UserError, match="samples are of other captions"):
         evaluate.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
 
