@@ -79,7 +79,8 @@ def test_a_prompt_is_drawn_by_the_student_that_the_options_name(finished: Path) 
     prompt = ("--prompt", "a red circle left of a small blue square", "--steps", 2, "--out", "a.png")
     result = run("fewstep", "sample", *prompt, "--profile", "shapes-smoke", cwd=finished)
     assert result.returncode == 0, result.stderr
-    assert Image.open(finished / "a.png").size == (256, 256)
+    with Image.open(finished / "a.png") as image:
+        assert image.size == (256, 256)
     assert "moment-matching-alternating/default/k2-w1" in result.stdout
     refused = run("fewstep", "sample", "--prompt", "a red circle", cwd=finished)
     assert refused.returncode == 2
