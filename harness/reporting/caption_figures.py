@@ -1,5 +1,7 @@
 """Figures of text-to-image profiles: what guidance buys, and which attributes come out right."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from harness.reporting.records import ALIKE, Record, frame, is_ablation, sample_
 from harness.reporting.style import REFERENCE, Figure, colour, log_axis, pale, save
 
 NORMAL = 1.96  # half width of a 95% interval in standard errors, of thousands of images
+SHAPES = "os^DvPX<>p"  # of points, by guidance weight
+BEYOND = 0.5  # of the sides of the box around the curves over guidance: what lies further off is named, not drawn
 FEWER, PALEST = 0.3, 0.75  # share of white in a curve's colour: from one step count to the next smaller one, at most
 KINDS = {"one_object": "one object", "two_objects": "two objects"}
 JOINT = "joint"
@@ -23,8 +27,9 @@ CELL, LABELS = (0.42, 0.23), 2.7  # inches of a cell of the attributes' figure, 
 def guidance_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
     """FID against CLIP score over the guidance weight, as `guidance`: a panel for each backend.
 
-    A curve for each method and step count that has several weights, and a point for each other student with the most
-    steps. None where there are no CLIP scores, or no guidance.
+    A curve for each method and step count that has several weights, and a point for each other method's student with
+    the most steps. Results far from all curves do not stretch the axes: they are named below, with their numbers.
+    None where there are no CLIP scores, or no guidance.
     """
     table = _main_rows(records)
     table = table[table["clip"].notna() & table["guidance"].notna()]
@@ -36,31 +41,64 @@ def guidance_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure
     canvas, axes = plt.subplots(len(blocks), len(backends), figsize=size, squeeze=False, sharey="row", sharex="row")
     floors = frame(records)
     floors = floors[floors["method"] == "real-data"]
+    shapes = dict(zip(sorted(table["guidance"].unique()), itertools.cycle(SHAPES), strict=False))
     handles: dict[tuple[int, int], Any] = {}
     for panels, block in zip(axes, blocks, strict=True):
         n = sample_count(int(block["n_samples"].iloc[0]))
         real = floors.merge(block[ALIKE].drop_duplicates())
+        shown = _curves_and_points(block)
+        near = _near_the_curves(shown)
         for ax, backend in zip(panels, backends, strict=True):
-            handles |= _guidance_panel(ax, block[block["backend"] == backend], list(dict.fromkeys(table["label"])))
+            own = shown["backend"] == backend
+            handles |= _guidance_panel(ax, shown[own & near], list(dict.fromkeys(table["label"])), shapes)
             ax.set_title(backend + (f", identity {block['identity'].iloc[0][:8]}" if len(blocks) > 1 else ""))
-            ax.set_xlabel(f"CLIP score-{n} (higher is better)")
-            if len(real):
-                style = {"color": REFERENCE, "markersize": 9, "linestyle": "", "label": "Real data"}
-                handles[len(table), 0] = ax.plot(real["clip"], real["fid"], marker="*", **style)[0]
+            below = [f"CLIP score-{n} (higher is better)", *_outside(real, shown[own & ~near])]
+            ax.set_xlabel("\n".join(below))
         panels[0].set_ylabel(f"FID-{n} (lower is better)")
-        panels[0].margins(0.16, 0.12)
+        panels[0].margins(0.08, 0.08)
         log_axis(panels[0])
+    for weight, shape in shapes.items():
+        handles[len(table), len(handles)] = plt.Line2D(
+            [], [], color=REFERENCE, linestyle="", marker=shape, markersize=5, label=f"w = {weight:g}"
+        )
     canvas.tight_layout()
     canvas.legend(handles=[handles[key] for key in sorted(handles)], loc="center left", bbox_to_anchor=(1, 0.5))
     caption = (
-        "FID (logarithmic) against CLIP score over the weight w of classifier-free guidance g_c + w (g_c - g_u), which "
-        "stands at each point: of a teacher's own sampling, whose guided steps cost two network evaluations, or of the "
+        "FID (logarithmic) against CLIP score over the weight w of classifier-free guidance g_c + w (g_c - g_u), by "
+        "the shape of a point: of a teacher's own sampling, whose guided steps cost two network evaluations, or of the "
         "teacher that a student was distilled from. Curves are paler with fewer steps. Where a method has one weight "
         "alone, its student with the most steps is a point. Bars: 95% intervals of the CLIP score over images. Further "
-        "right, images show more of their captions; further down, they are closer to real images. The star is real "
-        "images with their own captions."
+        "right, images show more of their captions; further down, they are closer to real images. What lies far "
+        "outside, as real images with their own captions do, is written below its panel."
     )
     return {"guidance": Figure(save(canvas, folder, "guidance"), "FID against CLIP score over guidance", caption)}
+
+
+def _curves_and_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods and step counts with several weights, and those of each other student's most steps."""
+    by_method = rows.groupby(["label", "backend"])
+    curve = rows.groupby(["label", "backend", "steps"])["guidance"].transform("nunique") > 1
+    most = rows["steps"] == by_method["steps"].transform("max")
+    lone = (rows["method"] != "teacher") & (by_method["guidance"].transform("nunique") == 1) & most
+    return rows[curve | lone].assign(curve=curve)
+
+
+def _near_the_curves(rows: pd.DataFrame) -> pd.Series:
+    """Which rows lie within the box of the curves over guidance, or at most `BEYOND` of its sides outside."""
+    near = pd.Series(data=True, index=rows.index)
+    for values in (rows["clip"].astype(float), rows["fid"].astype(float).map(math.log)):
+        low, high = values[rows["curve"]].min(), values[rows["curve"]].max()
+        if high > low:
+            near &= values.between(low - BEYOND * (high - low), high + BEYOND * (high - low))
+    return near
+
+
+def _outside(real: pd.DataFrame, far: pd.DataFrame) -> list[str]:
+    """Lines that name the CLIP score and the FID of real images, and of the rows of `far`."""
+    named = [("real data", row) for row in real.to_dict("records")]
+    for (label, k), own in far.groupby(["label", "steps"], sort=False):
+        named += [(_name(label, k), row) for row in _over_seeds(own).to_dict("records")]
+    return [f"outside: {name}, at {row['clip']:.1f}, {row['fid']:.2f}" for name, row in named]
 
 
 def _main_rows(records: Sequence[Record]) -> pd.DataFrame:
@@ -70,36 +108,27 @@ def _main_rows(records: Sequence[Record]) -> pd.DataFrame:
     return table[(table["method"] != "real-data") & ~is_ablation(table) & ~other]
 
 
-def _guidance_panel(ax: Axes, rows: pd.DataFrame, labels: Sequence[str]) -> dict[tuple[int, int], Any]:
+def _guidance_panel(
+    ax: Axes, rows: pd.DataFrame, labels: Sequence[str], shapes: dict[float, str]
+) -> dict[tuple[int, int], Any]:
     """Draw the curves of one backend; returns what the legend shows of them, by their place in it."""
-    most = rows.loc[rows["method"] != "teacher", "steps"].max()
     found: dict[tuple[int, int], Any] = {}
     for label, own in rows.groupby("label", sort=False):
-        method = str(own["method"].iloc[0])
-        curves = [part for _, part in own.groupby("steps", sort=False) if part["guidance"].nunique() > 1]
-        lone = [] if curves or method == "teacher" else [own[own["steps"] == most]]
-        for rank, part in enumerate(sorted(curves, key=_steps, reverse=True) + [part for part in lone if len(part)]):
-            points, k, tint = _over_seeds(part), _steps(part), pale(colour(method), min(PALEST, FEWER * rank))
-            name = f"{label}, {k} step{'s' * (k > 1)}"
-            if len(points) == 1:
-                name += f", w = {points['guidance'].iloc[0]:g}"
+        for rank, k in enumerate(sorted(own["steps"].unique(), reverse=True)):
+            points = _over_seeds(own[own["steps"] == k])
+            tint = pale(colour(str(own["method"].iloc[0])), min(PALEST, FEWER * rank))
             bars = ax.errorbar(
-                points["clip"], points["fid"], xerr=NORMAL * points["se"].fillna(0), label=name, color=tint,
-                linestyle="-" if len(points) > 1 else "", marker="o", markersize=4, elinewidth=0.8, capsize=2,
+                points["clip"], points["fid"], xerr=NORMAL * points["se"].fillna(0), color=tint, linewidth=1.2,
+                label=_name(label, k), elinewidth=0.8, capsize=2,
             )  # fmt: skip
-            found[labels.index(str(label)), rank if curves else -1] = bars
-            for place, row in enumerate(points.to_dict("records") if curves else []):
-                text = f"{row['guidance']:g}" if place else f"w = {row['guidance']:g}"
-                side: dict[str, Any] = {"xytext": (-3, -10), "ha": "right"}  # neighbours on opposite sides
-                if place % 2 == 0:
-                    side = {"xytext": (3, 4) if place else (-3, 4), "ha": "left" if place else "right"}
-                at = (row["clip"], row["fid"])
-                ax.annotate(text, at, textcoords="offset points", fontsize=8, color=tint, **side)
+            found[labels.index(str(label)), rank] = bars
+            for row in points.to_dict("records"):
+                ax.plot(row["clip"], row["fid"], marker=shapes[row["guidance"]], color=tint, markersize=5)
     return found
 
 
-def _steps(rows: pd.DataFrame) -> int:
-    return int(rows["steps"].iloc[0])
+def _name(label: object, steps: Any) -> str:
+    return f"{label}, {steps} step" + "s" * bool(steps > 1)
 
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:

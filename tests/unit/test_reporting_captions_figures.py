@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from matplotlib.text import Annotation
 
 from harness.datasets import ImageSet, shapes
 from harness.errors import UserError
@@ -50,9 +49,9 @@ def points(bars):
 
 def test_guidance_is_fid_against_clip_score_with_intervals_over_images(tmp_path, drawn):
     contents = [captioned(steps=32, fid=fid, clip=80 + 2 * w, w=w) for w, fid in ((2.0, 3.0), (0.0, 5.0), (0.5, 2.0))]
-    contents += [captioned(fid=9.0), captioned(fid=8.0, sampler="ddim"), captioned("dmd2", w=1.0, fid=7.0, steps=4)]
-    contents += [captioned("dmd2", w=1.0, fid=fid, clip=82 + fid, seed=int(fid)) for fid in (1.0, 2.0)]
-    contents += [captioned(STUDENT, backend="jax", steps=k, w=w, fid=k * (1 + w)) for k in (4, 8) for w in (0.0, 1.0)]
+    contents += [captioned(fid=9.0), captioned(fid=8.0, sampler="ddim"), captioned("dmd2", w=1.0, fid=3.0, steps=4)]
+    contents += [captioned("dmd2", w=1.0, fid=fid, clip=79 + fid, seed=int(fid)) for fid in (2.0, 3.0)]
+    contents += [captioned(STUDENT, backend="jax", steps=k, w=w, fid=k / 2 + w) for k in (4, 8) for w in (0.0, 1.0)]
     assert set(guidance_figure(loaded(tmp_path, *contents, real()), tmp_path)) == {"guidance"}
     torch, jax = drawn[0].axes
     series = {bars.get_label(): points(bars) for bars in torch.containers}
@@ -60,17 +59,36 @@ def test_guidance_is_fid_against_clip_score_with_intervals_over_images(tmp_path,
     places, ends = series["Teacher, ancestral, 32 steps"]
     assert places == [[80.0, 5.0], [81.0, 2.0], [84.0, 3.0]]
     np.testing.assert_allclose(ends, [[x - half, x + half] for x in (80, 81, 84)])
-    places, ends = series["DMD2, 8 steps, w = 1"]  # one weight: a point, the mean over seeds
-    assert places == [[83.5, 1.5]]
-    np.testing.assert_allclose(ends, [[83.5 - half / 2**0.5, 83.5 + half / 2**0.5]])
-    assert set(series) == {"Teacher, ancestral, 32 steps", "DMD2, 8 steps, w = 1"}
-    notes = [(text.get_text(), *text.xy) for text in torch.texts if isinstance(text, Annotation)]
-    assert notes == [("w = 0", 80.0, 5.0), ("0.5", 81.0, 2.0), ("2", 84.0, 3.0)]
+    places, ends = series["DMD2, 8 steps"]  # one weight: a point, the mean over seeds
+    assert places == [[81.5, 2.5]]
+    np.testing.assert_allclose(ends, [[81.5 - half / 2**0.5, 81.5 + half / 2**0.5]])
+    assert set(series) == {"Teacher, ancestral, 32 steps", "DMD2, 8 steps"}
+    marks = {tuple(line.get_xydata()[0]): line.get_marker() for line in torch.lines if len(line.get_xydata()) == 1}
+    legend = {handle.get_label(): handle.get_marker() for handle in drawn[0].legends[0].legend_handles[-4:]}
+    assert len(set(legend.values())) == 4
+    assert marks[80.0, 5.0] == legend["w = 0"]
+    assert marks[81.0, 2.0] == legend["w = 0.5"]
+    assert marks[81.5, 2.5] == legend["w = 1"]
+    assert marks[84.0, 3.0] == legend["w = 2"]
     assert {bars.get_label(): points(bars)[0] for bars in jax.containers} == {
-        f"Moment matching, alternating, {k} steps": [[80.0, k], [80.0, 2 * k]] for k in (4, 8)
+        f"Moment matching, alternating, {k} steps": [[80.0, k / 2], [80.0, k / 2 + 1]] for k in (4, 8)
     }
-    assert [line.get_xydata().tolist() for line in torch.lines if line.get_label() == "Real data"] == [[[94.0, 0.02]]]
-    assert torch.get_xlabel() == "CLIP score-5k (higher is better)"
+    assert torch.get_xlabel().splitlines()[0] == "CLIP score-5k (higher is better)"
+
+
+def test_what_lies_far_from_the_guidance_curves_is_named_with_its_numbers(tmp_path, drawn):
+    contents = [captioned(steps=32, fid=fid, clip=80 + 2 * w, w=w) for w, fid in ((2.0, 3.0), (0.0, 5.0), (0.5, 2.0))]
+    contents += [captioned("dmd2", w=1.0, fid=60.0), captioned("progressive", w=1.0, fid=3.0, clip=70.0, steps=4)]
+    guidance_figure(loaded(tmp_path, *contents, real()), tmp_path)
+    [ax] = drawn[0].axes
+    assert [bars.get_label() for bars in ax.containers] == ["Teacher, 32 steps"]
+    assert ax.get_xlabel().splitlines()[1:] == [
+        "outside: real data, at 94.0, 0.02",
+        "outside: DMD2, 8 steps, at 80.0, 60.00",
+        "outside: Progressive, 4 steps, at 70.0, 3.00",
+    ]
+    left, right = ax.get_xlim()
+    assert 79 < left < right < 85
 
 
 def test_without_guidance_or_scores_there_is_no_guidance_figure(tmp_path):
