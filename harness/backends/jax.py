@@ -1,4 +1,4 @@
-"""The JAX backend: equinox networks, one compiled step for each turn, optax's Adam."""
+"""The JAX backend: equinox networks, compiled losses and gradients, optax's Adam."""
 
 import resource
 from collections.abc import Callable, Mapping
@@ -59,36 +59,39 @@ def _device(tree: Any) -> Any:
 
 
 class JaxLearner(Learner):
-    """Each network is one vector, which makes the optimiser cheap; a loss sees its parts.
+    """A trained network is one vector, which makes the optimiser cheap; a loss sees its parts. Others are their parts.
 
-    Each turn is one compiled function.
+    What a method averages, a turn's loss with its gradient, and the optimiser's step are compiled each by itself: as
+    one function XLA's program is slower than they are together.
     """
 
     def start(self, weights: Mapping[str, Weights]) -> None:
         """Place the networks and make one optimiser state for each turn."""
         self.apply = _apply(self.spec)
-        vectors, self.parts = {}, {}
-        for name in (*self.names, *self.averages):
-            vectors[name], self.parts[name] = ravel_pytree(_device(weights[name]))
-        self.params = {name: vectors[name] for name in self.names}
-        self.averaged = {name: vectors[name] for name in self.averages}
+        placed = {name: self._place(name, weights[name]) for name in (*self.names, *self.averages)}
+        self.parts = {name: parts for name, (_, parts) in placed.items()}
+        self.params = {name: placed[name][0] for name in self.names}
+        self.averaged = {name: placed[name][0] for name in self.averages}
         self.optimiser = optax.scale_by_adam(b1=self.adam.beta1, b2=self.adam.beta2, eps=self.adam.eps)
         self.moments = {turn: self.optimiser.init(self._split(turn)[0]) for turn in self.method.turns}
-        self.compiled = {
-            turn: jax.jit(partial(self._step, turn), donate_argnums=(0, 2, 3)) for turn in self.method.turns
-        }
-        self.compiled_gradients = {turn: jax.jit(partial(self._value_and_grad, turn)) for turn in self.method.turns}
-        # by itself: as a part of the step it makes XLA's program slower than the two are together
         self.compiled_reduce = {turn: jax.jit(partial(self._reduce, turn)) for turn in self.method.turns}
+        self.compiled_gradients = {turn: jax.jit(partial(self._value_and_grad, turn)) for turn in self.method.turns}
+        self.compiled_step = jax.jit(self._step, donate_argnums=(1, 2, 3))
+
+    def _place(self, name: str, weights: Weights) -> tuple[Any, Callable[[Any], dict[str, Array]]]:
+        """A network on the device, and what gives its parts."""
+        trained = {name for turn in self.method.turns.values() for name in turn.trains}
+        arrays = _device(weights)
+        return ravel_pytree(arrays) if name in trained | self.averages.keys() else (arrays, dict)
 
     def _split(self, turn: str) -> tuple[dict[str, Any], dict[str, Any]]:
         trains = self.method.turns[turn].trains
         trained = {name: self.params[name] for name in trains}
         live = {**self.params, **self.averaged}
-        return trained, {name: vector for name, vector in live.items() if name not in trains}
+        return trained, {name: network for name, network in live.items() if name not in trains}
 
-    def _nets(self, vectors: Mapping[str, Array]) -> Networks:
-        return self.nets({name: self.parts[name](vector) for name, vector in vectors.items()})
+    def _nets(self, placed: Mapping[str, Any]) -> Networks:
+        return self.nets({name: self.parts[name](network) for name, network in placed.items()})
 
     def _reduce(self, turn: str, trained: Any, frozen: Any, batch: Batch, draws: Batch) -> Any:
         return self.method.reduce(turn, self._nets({**trained, **frozen}), batch, draws, JaxOps())
@@ -99,20 +102,22 @@ class JaxLearner(Learner):
 
         return jax.value_and_grad(loss, has_aux=True)(trained)
 
+    def _differentiate(self, turn: str, batch: Batch, draws: Batch) -> Any:
+        """(loss, logs), and the gradient of each trained network as a vector."""
+        inputs = *self._split(turn), dict(batch), dict(draws)
+        averages = type(self.method).reduce is not Method.reduce
+        reduced = self.compiled_reduce[turn](*inputs) if averages else None
+        return self.compiled_gradients[turn](*inputs, reduced)
+
     def _step(
         self,
-        turn: str,
+        grads: Any,
         trained: Any,
-        frozen: Any,
         moments: Any,
         averaged: Any,
-        batch: Batch,
-        draws: Batch,
-        reduced: Any,
         learning_rate: Array,
         decays: Mapping[str, Array],
     ) -> Any:
-        (loss, logs), grads = self._value_and_grad(turn, trained, {**frozen, **averaged}, batch, draws, reduced)
         norms = {name: jnp.linalg.norm(grad) for name, grad in grads.items()}
         total = jnp.sqrt(sum(norm**2 for norm in norms.values()))
         scale = jnp.minimum(self.adam.clip / total, 1.0)
@@ -122,25 +127,19 @@ class JaxLearner(Learner):
             name: average + (1 - decays[name]) * (trained[self.averages[name].of] - average)
             for name, average in averaged.items()
         }
-        return trained, moments, averaged, loss, norms, logs
+        return trained, moments, averaged, norms
 
     def launch(
         self, turn: str, batch: Batch, draws: Batch, learning_rate: float, decays: Mapping[str, float]
     ) -> Callable[[], Update]:
         """One optimiser step, with the gradient scaled to the bound on its norm."""
-        trained, frozen = self._split(turn)
-        batch, draws = dict(batch), dict(draws)
-        reduced = self.compiled_reduce[turn](trained, frozen, batch, draws)
-        followers = [name for name, average in self.averages.items() if average.of in trained]
-        frozen = {name: params for name, params in frozen.items() if name not in followers}  # those are donated
-        trained, self.moments[turn], averaged, loss, norms, logs = self.compiled[turn](
-            trained,
-            frozen,
+        (loss, logs), grads = self._differentiate(turn, batch, draws)
+        followers = [name for name, average in self.averages.items() if average.of in grads]
+        trained, self.moments[turn], averaged, norms = self.compiled_step(
+            grads,
+            {name: self.params[name] for name in grads},
             self.moments[turn],
             {name: self.averaged[name] for name in followers},
-            batch,
-            draws,
-            reduced,
             np.float32(learning_rate),
             {name: np.float32(decays[name]) for name in followers},
         )
@@ -155,13 +154,12 @@ class JaxLearner(Learner):
 
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""
-        inputs = *self._split(turn), dict(batch), dict(draws)
-        (loss, _), grads = self.compiled_gradients[turn](*inputs, self.compiled_reduce[turn](*inputs))
+        (loss, _), grads = self._differentiate(turn, batch, draws)
         return float(loss), {name: self._arrays(name, grad) for name, grad in grads.items()}
 
-    def _arrays(self, name: str, vector: Array) -> Weights:
-        """A vector of one network, by its parameters."""
-        return {key: np.array(part) for key, part in self.parts[name](vector).items()}
+    def _arrays(self, name: str, placed: Any) -> Weights:
+        """A network, or what is shaped like it, by its parameters."""
+        return {key: np.array(part) for key, part in self.parts[name](placed).items()}
 
     def weights(self, name: str) -> Weights:
         """The current parameters of one network or average."""
@@ -175,18 +173,18 @@ class JaxLearner(Learner):
         for turn, moments in self.moments.items():
             groups |= {f"optimiser/{turn}/mu": moments.mu, f"optimiser/{turn}/nu": moments.nu}
             state[f"optimiser/{turn}/count"] = np.array(moments.count)
-        for group, vectors in groups.items():
-            for name, vector in vectors.items():
-                state |= {f"{group}/{name}/{key}": array for key, array in self._arrays(name, vector).items()}
+        for group, networks in groups.items():
+            for name, placed in networks.items():
+                state |= {f"{group}/{name}/{key}": array for key, array in self._arrays(name, placed).items()}
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
 
-        def read(group: str, like: Mapping[str, Array]) -> dict[str, Array]:
-            keys = {name: self.parts[name](vector) for name, vector in like.items()}
+        def read(group: str, like: Mapping[str, Any]) -> dict[str, Any]:
+            keys = {name: self.parts[name](placed) for name, placed in like.items()}
             arrays = {name: {key: state[f"{group}/{name}/{key}"] for key in keys[name]} for name in like}
-            return {name: ravel_pytree(_device(array))[0] for name, array in arrays.items()}
+            return {name: self._place(name, array)[0] for name, array in arrays.items()}
 
         self.params |= read("network", {name: self.params[name] for name in self.stored if name in self.params})
         self.averaged = read("network", self.averaged)
