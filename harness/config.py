@@ -182,6 +182,16 @@ class Profile(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _guided_teachers_know_no_condition(self) -> "Profile":
+        weights = [
+            *(self.teacher.guidance.weights if self.teacher.guidance else []),
+            *(w for method in self.variants for w in method.guidance),
+        ]
+        if any(weights) and self.teacher.label_dropout == 0:
+            raise ValueError("teacher.label_dropout: guidance needs a share of hidden conditions, say 0.1")
+        return self
+
+    @model_validator(mode="after")
     def _text_has_captions(self) -> "Profile":
         for data in (self.data, self.heldout):
             if self.text is not None and data is not None and not data.captioned:

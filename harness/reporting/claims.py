@@ -25,6 +25,7 @@ from harness.reporting.claims_quality import (
     works_with_ddim,
 )
 from harness.reporting.intervals import CONFIDENCE
+from harness.reporting.records import text_to_image
 from harness.reporting.tables import escape_markdown
 
 RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
@@ -69,6 +70,8 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Finding]]] = {
         at_shared_guidance(cost_trades_against_quality),
     ),
 }
+GUIDED = {"C1": "The 8-step student has a better FID than its own many-step teacher, guided alike"}
+"""What claims are called of text-to-image profiles, whose rows have a guidance weight."""
 WITH_CLIP = {"C6": "Guidance in the teacher raises Inception Score and CLIP score"}
 """What claims are called where images were scored against captions."""
 NOTE = (
@@ -105,7 +108,8 @@ def judge(evidence: Evidence) -> list[Claim]:
     for column in ("profile", "identity", "convention"):
         if trained[column].nunique() > 1:
             raise UserError(f"claims compare records of one {column}; these have several: evaluate all of them alike")
-    called = WITH_CLIP if trained["clip"].notna().any() else {}
+    called = GUIDED if text_to_image(trained).any() else {}
+    called = called | WITH_CLIP if trained["clip"].notna().any() else called
     claims = []
     for name, (claim, rule) in RULES.items():
         found = rule(evidence)

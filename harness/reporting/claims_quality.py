@@ -104,7 +104,7 @@ def beats_its_rivals(evidence: Evidence) -> Finding:
     told = (
         f"FID of alternating over that of its two rivals at {MANY} steps: both intervals lie below 1 ({wins}). Its "
         f"training passes over theirs: {listed(cost)}; a consistency model serves all step counts with its own. At 1 "
-        f"step: one of {len(verdicts)} other methods has the lower FID, {AGREE} ({beaten}; better are: "
+        f"step: one of {len(verdicts)} other methods has the lower FID, {AGREE} ({beaten}; better by that: "
         f"{', '.join(better) or 'none'}). {given(table)}"
     )
     parts = {f"over {method_name(name)}, k = {MANY}": found for name, found in rivals.items()}

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
 from harness.errors import UserError
 from harness.reporting.records import Record, method_name
@@ -76,7 +76,10 @@ def instant_loss(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
     # Linear about zero, as far as the last values scatter there; logarithmic above.
     last = np.concatenate([y[-max(1, len(y) // 10) :] for _, _, y in curves.values()])
     scatter = float(np.median(np.abs(last))) or 1.0
-    axes[0, 0].set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(scatter)))  # a tick there, and none within
+    decade = 10 ** np.floor(np.log10(scatter))
+    threshold = decade * next(step for step in (1, 2, 5, 10) if step * decade >= scatter)
+    axes[0, 0].set_yscale("symlog", linthresh=threshold)
+    axes[0, 0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold, subs=(1, 2, 5)))
     for ax, backend in zip(axes[0], backends, strict=True):
         ax.axhline(0, color=REFERENCE, linewidth=0.8)
         ax.yaxis.set_major_formatter(FuncFormatter(plain))

@@ -43,6 +43,8 @@ def find_checkpoint(given: Mapping[str, Any], steps: int) -> Path:
             raise UserError(f"sample: --{clash[0]} has no effect with --checkpoint; leave it out")
         return Path(given["checkpoint"])
     workspace = Workspace(given.get("profile", PROFILE), given.get("results"))
+    if workspace.profile.text is None:
+        raise UserError(f"profile {workspace.profile.name!r} has no captions; name one that has, say {PROFILE}")
     method = given.get("method", METHOD)
     runs = [*workspace.runs(), *workspace.ablations()]
     wanted = {"method": method, "variant": given.get("variant", "default")}
@@ -59,7 +61,8 @@ def find_checkpoint(given: Mapping[str, Any], steps: int) -> Path:
     paths = [workspace.checkpoint(run) for run in fitting]
     found = [path for path in paths if path.is_file()]
     if not found:
-        raise UserError(f"{paths[0]}: no such file; train it first, name another run, or a --checkpoint")
+        command = f"snakemake --cores all --config profile={workspace.profile.name}"
+        raise UserError(f"{paths[0]}: no such file; train it first ({command}), name another run, or a --checkpoint")
     return found[0]
 
 
@@ -78,7 +81,9 @@ def run(prompt: str, steps: int, out: Path, given: Mapping[str, Any]) -> None:
         spec, config = TransformerSpec(**manifest["network"]), manifest["config"]
         method_id, clock = manifest["method"], make_clock(**config["clock"])
     except (KeyError, TypeError):
-        raise UserError(f"{checkpoint}: not the result of a training run; name another (--checkpoint)") from None
+        method_id = None
+    if method_id is None or "second_moments_of" in manifest:
+        raise UserError(f"{checkpoint}: not the result of a training run; name another (--checkpoint)")
     if not spec.text_width:
         raise UserError(f"{checkpoint}: is not conditioned on text; name one that is (--checkpoint)")
     guidance = given.get("guidance", 0.0) if method_id == TEACHER else 0.0

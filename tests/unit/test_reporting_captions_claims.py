@@ -197,6 +197,8 @@ def test_claims_are_named_for_what_was_measured(tmp_path):
         CLIP_NOTE,
     )
     assert (without[5].claim, note(without)) == (RULES["C6"][0], NOTE)
+    assert with_clip[0].claim.endswith("than its own many-step teacher, guided alike")
+    assert without[0].claim == RULES["C1"][0]
     assert CLIP_NOTE != NOTE
     write_claims(with_clip, tmp_path)
     assert "over images (CLIP score)" in (tmp_path / "claims.md").read_text()

@@ -108,7 +108,7 @@ def test_c4_wins_at_8_and_loses_at_1(progressive, dmd, spread, verdict):
     others = [*runs("dmd", dmd, 1), *runs("progressive", 8.0, 1), *runs(INSTANT, 1.0, 1)]
     finding = found("C4", evidence(ours, rivals, others))
     assert finding.verdict == verdict
-    assert ("better are: DMD)" in finding.evidence) == (dmd < 5)
+    assert ("better by that: DMD)" in finding.evidence) == (dmd < 5)
 
 
 def diverse(recall, distance, spread=THREE, **changes):

@@ -185,7 +185,9 @@ def test_a_prompt_is_what_the_image_shows(made: Workspace, tmp_path: Path) -> No
         ({"checkpoint": Path("absent.safetensors")}, r"absent\.safetensors"),
         ({"guidance": 3.0}, "has no run of .*guidance 3"),
         ({"method": "progressive"}, "has no run of .*progressive"),
-        ({"backend": "jax"}, r"student\.safetensors: no such file; train it first"),
+        ({"backend": "jax"}, r"student\.safetensors: no such file; train it first \(snakemake .* profile="),
+        ({"profile": "digits"}, "profile 'digits' has no captions"),
+        ({"checkpoint": "second_moments"}, "not the result of a training run"),
         ({"checkpoint": "student", "method": MATCHING}, "--method has no effect with --checkpoint"),
         ({"checkpoint": "student", "guidance": 1.0}, "leave out --guidance"),
     ],
@@ -196,7 +198,9 @@ def test_prompts_that_cannot_be_drawn_are_refused(
 ) -> None:
     if given.get("checkpoint") == "student":
         given = given | {"checkpoint": made.checkpoint(STUDENT_RUN)}
-    elif "checkpoint" not in given:
+    elif given.get("checkpoint") == "second_moments":
+        given = {"checkpoint": made.run(TEACHER_RUN) / "second_moments.safetensors"}
+    elif not given.keys() & {"checkpoint", "profile"}:
         given = given | {"profile": str(made.root.parent / "mine.yaml"), "results": made.root.parent}
     with pytest.raises(UserError, match=message):
         drawn(tmp_path / "a.png", **given)
@@ -228,6 +232,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     draw("other", HELDOUT, HELD_OUT).save(workspace.data("heldout"))
     with pytest.raises(UserError, match="samples are of other captions"):
         evaluate.run(workspace, "torch", TEACHER, "default", TEACHER, 0)
+
+
+def test_guidance_needs_a_teacher_that_was_trained_without_conditions_too(tmp_path: Path) -> None:
+    path = write_profile(tmp_path / "mine.yaml", CHANGES | {"teacher.label_dropout": 0.0})
+    with pytest.raises(UserError, match=r"teacher\.label_dropout: guidance needs"):
+        Workspace(path, tmp_path)
 
 
 def test_features_of_another_encoder_are_refused(made: Workspace) -> None:
