@@ -76,6 +76,8 @@ def run(prompt: str, steps: int, out: Path, given: Mapping[str, Any]) -> None:
     checkpoint, backend, seed = find_checkpoint(given, steps), str(given.get("backend", "torch")), given.get("seed", 0)
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out.parent}: the output folder does not exist; create it, or choose another (--out)")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: the image is a PNG; name a .png file (--out)")
     params, manifest = load_checkpoint(checkpoint)
     try:
         spec, config = TransformerSpec(**manifest["network"]), manifest["config"]

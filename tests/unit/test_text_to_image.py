@@ -213,6 +213,8 @@ def test_an_unknown_word_and_a_missing_folder_are_refused(made: Workspace, tmp_p
         sample_prompt.run("a red cirle", 2, tmp_path / "a.png", given)
     with pytest.raises(UserError, match="output folder does not exist"):
         sample_prompt.run("a red circle", 2, tmp_path / "absent" / "a.png", given)
+    with pytest.raises(UserError, match=r"a\.jpg: the image is a PNG"):
+        sample_prompt.run("a red circle", 2, tmp_path / "a.jpg", given)
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
