@@ -213,8 +213,9 @@ def _panel(ax: Axes, rows: pd.DataFrame, metric: str, tint_of: dict[str, str]) -
         tint = tint_of[str(label)]
         ax.plot(x, y, "o-", color=tint, label=str(label), markersize=4)
         _spread(ax, x, points, metric, tint)
-        # A line to a lone point at one step would cross the panel and look like a curve.
-        entries.append((x[-1] if len(x) > 1 else ax.get_xlim()[1], y[-1], str(label), tint))
+        # A line to a lone point in the left half would cross the panel and look like a curve.
+        crosses = len(x) == 1 and x[0] ** 2 < steps[0] * steps[-1]
+        entries.append((ax.get_xlim()[1] if crosses else x[-1], y[-1], str(label), tint))
     return entries
 
 
