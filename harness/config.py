@@ -182,7 +182,7 @@ class Profile(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _guided_teachers_know_no_condition(self) -> "Profile":
+    def _guidance_needs_hidden_conditions(self) -> "Profile":
         weights = [
             *(self.teacher.guidance.weights if self.teacher.guidance else []),
             *(w for method in self.variants for w in method.guidance),

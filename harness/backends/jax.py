@@ -61,8 +61,8 @@ def _device(tree: Any) -> Any:
 class JaxLearner(Learner):
     """A trained network is one vector, which makes the optimiser cheap; a loss sees its parts. Others are their parts.
 
-    What a method averages, a turn's loss with its gradient, and the optimiser's step are compiled each by itself: as
-    one function XLA's program is slower than they are together.
+    A method's reduce, a turn's loss with its gradient, and the optimiser's step are compiled each by itself: as one
+    function XLA's program is slower than they are together.
     """
 
     def start(self, weights: Mapping[str, Weights]) -> None:
@@ -105,8 +105,8 @@ class JaxLearner(Learner):
     def _differentiate(self, turn: str, batch: Batch, draws: Batch) -> Any:
         """(loss, logs), and the gradient of each trained network as a vector."""
         inputs = *self._split(turn), dict(batch), dict(draws)
-        averages = type(self.method).reduce is not Method.reduce
-        reduced = self.compiled_reduce[turn](*inputs) if averages else None
+        reduces = type(self.method).reduce is not Method.reduce
+        reduced = self.compiled_reduce[turn](*inputs) if reduces else None
         return self.compiled_gradients[turn](*inputs, reduced)
 
     def _step(

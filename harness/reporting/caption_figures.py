@@ -40,25 +40,29 @@ def guidance_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure
     size = (4.4 * len(backends), 4.2 * len(blocks))
     canvas, axes = plt.subplots(len(blocks), len(backends), figsize=size, squeeze=False, sharey="row", sharex="row")
     floors = frame(records)
-    floors = floors[floors["method"] == "real-data"]
+    floors = floors[floors["method"] == "real-data"].assign(label="real data", steps=0, guidance=np.nan)
     shapes = dict(zip(sorted(table["guidance"].unique()), itertools.cycle(SHAPES), strict=False))
+    ranks = _ranks(table)
     handles: dict[tuple[int, int], Any] = {}
     for panels, block in zip(axes, blocks, strict=True):
         n = sample_count(int(block["n_samples"].iloc[0]))
         real = floors.merge(block[ALIKE].drop_duplicates())
-        shown = _curves_and_points(block)
+        shown = _over_seeds(_curves_and_points(block))
         near = _near_the_curves(shown)
         for ax, backend in zip(panels, backends, strict=True):
             own = shown["backend"] == backend
-            handles |= _guidance_panel(ax, shown[own & near], list(dict.fromkeys(table["label"])), shapes)
+            handles |= _guidance_panel(ax, shown[own & near], ranks, shapes)
             ax.set_title(backend + (f", identity {block['identity'].iloc[0][:8]}" if len(blocks) > 1 else ""))
-            below = [f"CLIP score-{n} (higher is better)", *_outside(real, shown[own & ~near])]
-            ax.set_xlabel("\n".join(below))
+            below = [
+                f"{_name(row)}: CLIP score {row['clip']:.1f}, FID {row['fid']:.2f}"
+                for row in pd.concat([real, shown[own & ~near]]).to_dict("records")
+            ]
+            ax.set_xlabel("\n".join([f"CLIP score-{n} (higher is better)", *below]))
         panels[0].set_ylabel(f"FID-{n} (lower is better)")
         panels[0].margins(0.08, 0.08)
         log_axis(panels[0])
     for weight, shape in shapes.items():
-        handles[len(table), len(handles)] = plt.Line2D(
+        handles[len(ranks), len(handles)] = plt.Line2D(
             [], [], color=REFERENCE, linestyle="", marker=shape, markersize=5, label=f"w = {weight:g}"
         )
     canvas.tight_layout()
@@ -67,38 +71,37 @@ def guidance_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure
         "FID (logarithmic) against CLIP score over the weight w of classifier-free guidance g_c + w (g_c - g_u), by "
         "the shape of a point: of a teacher's own sampling, whose guided steps cost two network evaluations, or of the "
         "teacher that a student was distilled from. Curves are paler with fewer steps. Where a method has one weight "
-        "alone, its student with the most steps is a point. Bars: 95% intervals of the CLIP score over images. Further "
-        "right, images show more of their captions; further down, they are closer to real images. What lies far "
-        "outside, as real images with their own captions do, is written below its panel."
+        "at each step count, its students with the most steps are points. Bars: 95% intervals of the CLIP score over "
+        "images. Further right, images show more of their captions; further down, they are closer to real images. Real "
+        "images with their own captions, and results far from every curve, are written below the panels."
     )
     return {"guidance": Figure(save(canvas, folder, "guidance"), "FID against CLIP score over guidance", caption)}
 
 
+def _ranks(rows: pd.DataFrame) -> dict[str, dict[int, int]]:
+    """By label, each of its step counts' rank, the most steps first."""
+    steps = {
+        str(label): sorted(own["steps"].unique(), reverse=True) for label, own in rows.groupby("label", sort=False)
+    }
+    return {label: {int(k): rank for rank, k in enumerate(counts)} for label, counts in steps.items()}
+
+
 def _curves_and_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of methods and step counts with several weights, and those of each other student's most steps."""
-    by_method = rows.groupby(["label", "backend"])
+    """The rows of step counts with several weights, and where a method's students have none, those of most steps."""
     curve = rows.groupby(["label", "backend", "steps"])["guidance"].transform("nunique") > 1
-    most = rows["steps"] == by_method["steps"].transform("max")
-    lone = (rows["method"] != "teacher") & (by_method["guidance"].transform("nunique") == 1) & most
-    return rows[curve | lone].assign(curve=curve)
+    by_method = rows.assign(curve=curve).groupby(["label", "backend"])
+    lone = ~by_method["curve"].transform("any") & (rows["steps"] == by_method["steps"].transform("max"))
+    return rows[curve | (lone & (rows["method"] != "teacher"))].assign(curve=curve)
 
 
 def _near_the_curves(rows: pd.DataFrame) -> pd.Series:
     """Which rows lie within the box of the curves over guidance, or at most `BEYOND` of its sides outside."""
-    near = pd.Series(data=True, index=rows.index)
-    for values in (rows["clip"].astype(float), rows["fid"].astype(float).map(math.log)):
+    near = rows["fid"] > 0
+    for values in (rows["clip"], rows["fid"].where(near).map(math.log, na_action="ignore")):
         low, high = values[rows["curve"]].min(), values[rows["curve"]].max()
         if high > low:
             near &= values.between(low - BEYOND * (high - low), high + BEYOND * (high - low))
     return near
-
-
-def _outside(real: pd.DataFrame, far: pd.DataFrame) -> list[str]:
-    """Lines that name the CLIP score and the FID of real images, and of the rows of `far`."""
-    named = [("real data", row) for row in real.to_dict("records")]
-    for (label, k), own in far.groupby(["label", "steps"], sort=False):
-        named += [(_name(label, k), row) for row in _over_seeds(own).to_dict("records")]
-    return [f"outside: {name}, at {row['clip']:.1f}, {row['fid']:.2f}" for name, row in named]
 
 
 def _main_rows(records: Sequence[Record]) -> pd.DataFrame:
@@ -109,34 +112,41 @@ def _main_rows(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _guidance_panel(
-    ax: Axes, rows: pd.DataFrame, labels: Sequence[str], shapes: dict[float, str]
+    ax: Axes, rows: pd.DataFrame, ranks: dict[str, dict[int, int]], shapes: dict[float, str]
 ) -> dict[tuple[int, int], Any]:
     """Draw the curves of one backend; returns what the legend shows of them, by their place in it."""
     found: dict[tuple[int, int], Any] = {}
-    for label, own in rows.groupby("label", sort=False):
-        for rank, k in enumerate(sorted(own["steps"].unique(), reverse=True)):
-            points = _over_seeds(own[own["steps"] == k])
-            tint = pale(colour(str(own["method"].iloc[0])), min(PALEST, FEWER * rank))
+    for label, counts in ranks.items():
+        for k, rank in counts.items():
+            points = rows[(rows["label"] == label) & (rows["steps"] == k)]
+            if points.empty:
+                continue
+            tint = pale(colour(str(points["method"].iloc[0])), min(PALEST, FEWER * rank))
             bars = ax.errorbar(
                 points["clip"], points["fid"], xerr=NORMAL * points["se"].fillna(0), color=tint, linewidth=1.2,
-                label=_name(label, k), elinewidth=0.8, capsize=2,
+                label=_student(label, k), elinewidth=0.8, capsize=2,
             )  # fmt: skip
-            found[labels.index(str(label)), rank] = bars
+            found[list(ranks).index(label), rank] = bars
             for row in points.to_dict("records"):
                 ax.plot(row["clip"], row["fid"], marker=shapes[row["guidance"]], color=tint, markersize=5)
     return found
 
 
-def _name(label: object, steps: Any) -> str:
-    return f"{label}, {steps} step" + "s" * bool(steps > 1)
+def _student(label: str, steps: int) -> str:
+    return f"{label}, {steps} step" + "s" * (steps > 1)
+
+
+def _name(row: dict[Any, Any]) -> str:
+    """What a row is, with its steps and weight where it has them."""
+    return f"{_student(row['label'], row['steps'])}, w = {row['guidance']:g}" if row["steps"] else str(row["label"])
 
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """By guidance weight, the means over seeds of clip and fid, and `se`, the standard error of clip over images."""
-    rows = rows.assign(variance=rows["clip_se"].astype(float) ** 2)
-    groups = rows.groupby("guidance", sort=True)
+    """The means over seeds of clip and fid, and `se`, the standard error of clip over images; weights in order."""
+    rows = rows.assign(variance=rows["clip_se"].astype(float) ** 2, clip=rows["clip"].astype(float))
+    groups = rows.groupby(["label", "method", "backend", "steps", "guidance", "curve"], sort=False)
     error = np.sqrt(groups["variance"].sum(min_count=1)) / groups.size()
-    return groups[["clip", "fid"]].mean().assign(se=error).reset_index()
+    return groups[["clip", "fid"]].mean().assign(se=error).reset_index().sort_values("guidance", kind="stable")
 
 
 def attributes_figure(records: Sequence[Record], folder: Path) -> dict[str, Figure]:

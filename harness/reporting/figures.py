@@ -193,7 +193,9 @@ def _name_others(panels: Sequence[Axes], named: set[str]) -> None:
             line for line in ax.lines if not str(line.get_label()).startswith("_") and line.get_label() not in named
         ]
         if others:
-            ax.legend(handles=others, loc="best", fontsize=7, frameon=True, title="here alone", title_fontsize=7)
+            ax.legend(
+                handles=others, loc="best", fontsize=7, frameon=True, title="on this backend only", title_fontsize=7
+            )
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, metric: str, tint_of: dict[str, str]) -> list[tuple[float, float, str, str]]:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, SymmetricalLogLocator
 
 from harness.errors import UserError
 from harness.reporting.records import Record, method_name
@@ -79,7 +79,9 @@ def instant_loss(records: Sequence[Record], folder: Path) -> dict[str, Figure]:
     decade = 10 ** np.floor(np.log10(scatter))
     threshold = decade * next(step for step in (1, 2, 5, 10) if step * decade >= scatter)
     axes[0, 0].set_yscale("symlog", linthresh=threshold)
-    axes[0, 0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold, subs=(1, 2, 5)))
+    low, high = axes[0, 0].get_ylim()
+    ticks = SymmetricalLogLocator(base=10, linthresh=threshold, subs=(1, 2, 5)).tick_values(low, high)
+    axes[0, 0].yaxis.set_major_locator(FixedLocator([y for y in ticks if y == 0 or abs(y) >= threshold]))
     for ax, backend in zip(axes[0], backends, strict=True):
         ax.axhline(0, color=REFERENCE, linewidth=0.8)
         ax.yaxis.set_major_formatter(FuncFormatter(plain))

@@ -61,8 +61,11 @@ def find_checkpoint(given: Mapping[str, Any], steps: int) -> Path:
     paths = [workspace.checkpoint(run) for run in fitting]
     found = [path for path in paths if path.is_file()]
     if not found:
-        command = f"snakemake --cores all --config profile={workspace.profile.name}"
-        raise UserError(f"{paths[0]}: no such file; train it first ({command}), name another run, or a --checkpoint")
+        target = " all_ablations" if fitting[0] in workspace.ablations() else ""
+        command = f" (snakemake --cores all{target} --config profile={given.get('profile', PROFILE)})"
+        if "results" in given:  # the workflow writes below the current folder
+            command = ""
+        raise UserError(f"{paths[0]}: no such file; train it first{command}, name another run, or a --checkpoint")
     return found[0]
 
 

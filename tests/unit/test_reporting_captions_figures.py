@@ -83,12 +83,41 @@ def test_what_lies_far_from_the_guidance_curves_is_named_with_its_numbers(tmp_pa
     [ax] = drawn[0].axes
     assert [bars.get_label() for bars in ax.containers] == ["Teacher, 32 steps"]
     assert ax.get_xlabel().splitlines()[1:] == [
-        "outside: real data, at 94.0, 0.02",
-        "outside: DMD2, 8 steps, at 80.0, 60.00",
-        "outside: Progressive, 4 steps, at 70.0, 3.00",
+        "real data: CLIP score 94.0, FID 0.02",
+        "DMD2, 8 steps, w = 1: CLIP score 80.0, FID 60.00",
+        "Progressive, 4 steps, w = 1: CLIP score 70.0, FID 3.00",
     ]
     left, right = ax.get_xlim()
     assert 79 < left < right < 85
+
+
+def test_seeds_of_a_student_are_one_point_near_the_curves_or_far_from_them(tmp_path, drawn):
+    contents = [captioned(steps=32, fid=fid, clip=80 + 2 * w, w=w) for w, fid in ((2.0, 3.0), (0.0, 5.0), (0.5, 2.0))]
+    # up to 7.9 is near
+    contents += [captioned("dmd2", w=1.0, fid=fid, seed=i) for i, fid in enumerate((7.0, 7.5, 8.5))]
+    contents += [captioned("progressive", w=1.0, fid=-0.1)]
+    guidance_figure(loaded(tmp_path, *contents, real()), tmp_path)
+    [ax] = drawn[0].axes
+    series = {bars.get_label(): points(bars)[0] for bars in ax.containers}
+    assert series["DMD2, 8 steps"] == [[80.0, pytest.approx(23 / 3)]]
+    assert not any("DMD2" in line for line in ax.get_xlabel().splitlines())
+    assert ax.get_xlabel().splitlines()[-1] == "Progressive, 8 steps, w = 1: CLIP score 80.0, FID -0.10"
+
+
+def test_every_method_is_in_the_guidance_figure_and_in_its_legend(tmp_path, drawn):
+    contents = [captioned(steps=32, fid=fid, clip=80 + 2 * w, w=w) for w, fid in ((2.0, 3.0), (0.0, 5.0), (0.5, 2.0))]
+    contents += [captioned(STUDENT, steps=8, w=0.5, fid=3.0), captioned(STUDENT, steps=4, w=1.0, fid=4.0)]  # no curve
+    contents += [captioned("dmd2", steps=k, w=w, fid=3.0 + w) for k in (8, 4) for w in (0.5, 1.0)]
+    contents += [captioned("dmd2", backend="jax", steps=4, w=w, fid=3.0 + w) for w in (0.5, 1.0)]
+    guidance_figure(loaded(tmp_path, *contents, real()), tmp_path)
+    torch, jax = drawn[0].axes
+    series = {bars.get_label(): points(bars)[0] for bars in torch.containers}
+    assert series["Moment matching, alternating, 8 steps"] == [[80.0, 3.0]]
+    named = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert {"DMD2, 8 steps", "DMD2, 4 steps", "Moment matching, alternating, 8 steps"} <= set(named)
+    assert len(named) == len(set(named))
+    four = [next(bars for bars in ax.containers if bars.get_label() == "DMD2, 4 steps") for ax in (torch, jax)]
+    assert len({bars.lines[0].get_color() for bars in four}) == 1, "one tint for one method and step count"
 
 
 def test_without_guidance_or_scores_there_is_no_guidance_figure(tmp_path):

@@ -125,6 +125,11 @@ def test_the_instant_loss_is_the_students_log_with_its_running_mean(tmp_path, mo
     np.testing.assert_allclose(mean.get_ydata(), [losses[i : i + 4].mean() for i in range(61)])
     np.testing.assert_array_equal(mean.get_xdata(), 2.0 * np.arange(2, 63))
     assert ax.get_yscale() == "symlog"
+    threshold = ax.yaxis.get_transform().linthresh
+    ticks = ax.get_yticks()
+    assert threshold / 2.5 <= np.median(np.abs(losses[-6:])) <= threshold, "as far as the last values scatter"
+    assert (np.abs(ticks[ticks != 0]) >= threshold).all()
+    assert len(ticks) >= 4
     assert instant_loss(load_records(save(tmp_path, record(STUDENT))), tmp_path) == {}
 
 

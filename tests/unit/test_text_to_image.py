@@ -185,7 +185,7 @@ def test_a_prompt_is_what_the_image_shows(made: Workspace, tmp_path: Path) -> No
         ({"checkpoint": Path("absent.safetensors")}, r"absent\.safetensors"),
         ({"guidance": 3.0}, "has no run of .*guidance 3"),
         ({"method": "progressive"}, "has no run of .*progressive"),
-        ({"backend": "jax"}, r"student\.safetensors: no such file; train it first \(snakemake .* profile="),
+        ({"backend": "jax"}, r"student\.safetensors: no such file; train it first, name"),
         ({"profile": "digits"}, "profile 'digits' has no captions"),
         ({"checkpoint": "second_moments"}, "not the result of a training run"),
         ({"checkpoint": "student", "method": MATCHING}, "--method has no effect with --checkpoint"),
@@ -205,6 +205,17 @@ def test_prompts_that_cannot_be_drawn_are_refused(
     with pytest.raises(UserError, match=message):
         drawn(tmp_path / "a.png", **given)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_student_that_is_not_there_comes_with_the_command_that_trains_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"train it first \(snakemake --cores all --config profile=shapes\), name"):
+        drawn(tmp_path / "a.png")
+    path = write_profile(tmp_path / "mine.yaml", CHANGES)
+    with pytest.raises(UserError, match=rf"\(snakemake --cores all --config profile={path}\)"):
+        drawn(tmp_path / "a.png", profile=str(path))
 
 
 def test_an_unknown_word_and_a_missing_folder_are_refused(made: Workspace, tmp_path: Path) -> None:

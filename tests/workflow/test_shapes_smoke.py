@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,27 @@ def test_a_prompt_is_drawn_by_the_student_that_the_options_name(finished: Path) 
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
     result = run(*COMMAND, "--dry-run", cwd=finished)
     assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_chains_and_pairs_of_a_guided_teacher_are_planned(repository: Path) -> None:
+    """A student of a student, and pairs that are drawn with the guidance of the student that asks for them."""
+    short = WORKSPACE.profile.methods[0].model_dump(mode="json") | {"backends": ["torch"]}
+    short["optimiser"]["eps"] = 0.001  # what JSON writes for a smaller one is no number to YAML
+    methods = [short | {"id": "progressive", "steps": [2, 1]}, short | {"id": "dmd", "steps": [1]}]
+    profile = {"extends": "shapes", "methods": methods, "pairs": {"count": 64, "steps": 2}}
+    (repository / "more.yaml").write_text(json.dumps(profile))
+    result = run("snakemake", "--cores", "1", "--dry-run", "--config", "profile=more.yaml", cwd=repository)
+    assert result.returncode == 0, result.stdout + result.stderr
+    jobs = re.findall(r"^    input: (.*)\n    output: (\S+?),? .*$", result.stdout, re.M)
+    folder = "results/runs/more/torch"
+    inputs = {output.removeprefix(f"{folder}/"): needed.split(", ") for needed, output in jobs}
+    first, second = (f"progressive/default/k{k}-w1/seed0/student.safetensors" for k in (2, 1))
+    assert f"{folder}/{first}" in inputs[second]
+    assert f"{folder}/{first}" not in inputs[first]
+    assert (
+        f"{folder}/teacher/default/teacher/seed0/pairs-w1.safetensors"
+        in inputs["dmd/default/k1-w1/seed0/student.safetensors"]
+    )
 
 
 @pytest.mark.parametrize(
