@@ -109,7 +109,8 @@ def judge(evidence: Evidence) -> list[Claim]:
         if trained[column].nunique() > 1:
             raise UserError(f"claims compare records of one {column}; these have several: evaluate all of them alike")
     called = GUIDED if text_to_image(trained).any() else {}
-    called = called | WITH_CLIP if trained["clip"].notna().any() else called
+    if trained["clip"].notna().any():
+        called = called | WITH_CLIP
     claims = []
     for name, (claim, rule) in RULES.items():
         found = rule(evidence)

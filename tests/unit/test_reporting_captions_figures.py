@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Annotation
 
 from harness.datasets import ImageSet, shapes
 from harness.errors import UserError
@@ -155,6 +156,14 @@ def test_curves_never_mix_guidance_weights(tmp_path, drawn):
     panel = next(ax for ax in drawn[1].axes if ax.get_title() == "k = 8")
     assert len(panel.lines) == 2 * 4
     assert len({line.get_color() for line in panel.lines}) == 4
+
+
+def test_the_leader_of_a_lone_point_reaches_it_unless_it_would_cross_the_panel(tmp_path):
+    contents = [captioned(steps=1, w=1.0), captioned(w=1.0), captioned("dmd", steps=1, w=1.0), captioned("dmd2", w=1.0)]
+    [ax] = against_steps(over_seeds(frame(loaded(tmp_path, *contents, real()))), "fid", "fid", "floor", "FID").axes
+    ends = {text.get_text(): text.xy[0] for text in ax.texts if isinstance(text, Annotation)}
+    assert ends["DMD2, w = 1"] == ends["Teacher, w = 1"] == 8
+    assert ends["DMD, w = 1"] == ax.get_xlim()[1] > 8
 
 
 def test_curves_of_one_backend_alone_are_named_in_its_panel(tmp_path):

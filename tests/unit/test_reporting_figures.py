@@ -114,7 +114,7 @@ def test_the_compute_figure_is_a_point_for_each_student_and_a_line_for_its_teach
 
 def test_the_instant_loss_is_the_students_log_with_its_running_mean(tmp_path, monkeypatch):
     [path] = save(tmp_path, record("moment-matching/instant"))
-    losses = np.exp(-np.arange(64) / 10) - 0.01
+    losses = np.exp(-np.arange(64) / 10) - 0.04
     write_log(path, losses.tolist(), "student", "student")
     kept = []
     monkeypatch.setattr("harness.reporting.training_curves.save", lambda canvas, *_: kept.append(canvas) or path)
