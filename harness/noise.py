@@ -10,11 +10,30 @@ from functools import lru_cache
 
 import numpy as np
 
+BLOCK = 8192
+"""Words that become normals at a time: their float64 intermediates stay in the processor's caches."""
+_COARSE = np.exp(2j * np.pi * np.arange(1024) / 1024)
+"""Points of the unit circle."""
+
 
 @lru_cache(maxsize=256)
 def _key(seed: int, purpose: str) -> tuple[int, int]:
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _unit_circle(turns: np.ndarray) -> np.ndarray:
+    """exp(2 pi i turns / 2^32), complex128, for integers in [0, 2^32); a fourth of the time of NumPy's sine and cosine.
+
+    The nearest of `_COARSE` below, turned by the rest: less than 2 pi / 1024, where these short series are exact to
+    float64's rounding.
+    """
+    rest = (turns & 0x3FFFFF) * (2 * np.pi * 2.0**-32)
+    square = rest * rest
+    point = np.empty(turns.shape, np.complex128)
+    point.real = 1 - square * (1 / 2 - square / 24)
+    point.imag = rest * (1 - square * (1 / 6 - square / 120))
+    return point * _COARSE[turns >> 22]
 
 
 class Noise:
@@ -43,10 +62,14 @@ class Noise:
         """Standard normal float32, two from each 64-bit word (so |value| < 6.8)."""
         size = int(np.prod(shape))
         words = self._words(purpose, step, start, count, (size + 1) // 2)
-        radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 0.5) * 2.0**-32))
-        angle = (words & np.uint64(0xFFFFFFFF)) * (2 * np.pi * 2.0**-32)
-        pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        return pairs.reshape(count, -1)[:, :size].astype(np.float32).reshape(count, *shape)
+        normals = np.empty((*words.shape, 2), np.float32)
+        rows = max(1, BLOCK // max(1, words.shape[1]))
+        for first in range(0, count, rows):
+            part = words[first : first + rows]
+            radius = np.sqrt(-2 * np.log(((part >> np.uint64(32)) + 0.5) * 2.0**-32))
+            point = _unit_circle((part & np.uint64(0xFFFFFFFF)).astype(np.int64)) * radius
+            normals[first : first + rows] = point.view(np.float64).reshape(*part.shape, 2)
+        return normals.reshape(count, 2 * words.shape[1])[:, :size].reshape(count, *shape)
 
     def permutation(self, purpose: str, step: int, size: int) -> np.ndarray:
         """A random order of range(size)."""

@@ -1,11 +1,12 @@
-"""Shared fixtures: one thread for every framework, tiny networks, and the two backends."""
+"""Shared fixtures: one thread for every framework on the CPU, tiny networks, and the two backends."""
 
 import os
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PJRT_NPROC"):
-    os.environ[_name] = "1"
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+if os.environ["JAX_PLATFORMS"] == "cpu":  # compilation for a GPU needs its threads
+    os.environ["PJRT_NPROC"], os.environ["XLA_FLAGS"] = "1", "--xla_cpu_multi_thread_eigen=false"
 
 from typing import Any
 

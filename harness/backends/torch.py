@@ -41,7 +41,7 @@ class TorchOps:
     def jvp(self, function: Callable[[Any], Tensor], params: Any, tangents: Any) -> tuple[Tensor, Tensor]:
         """`function` at `params`, and its derivative there along `tangents`, by forward mode."""
         with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own torch.jit.script
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
             own = tree_map(torch.clone, params)  # the tangent of a part of a vector would be as large as the vector
             result = torch.func.jvp(function, (own,), (tangents,))
         return result[0], result[1]

@@ -175,7 +175,7 @@ def passes(
 
     def jvp() -> Any:
         with torch.no_grad(), warnings.catch_warnings():  # of forward mode's own torch.jit.script, at its first use
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
             return torch.func.jvp(lambda p: torch.func.functional_call(frozen, p, (z, t, y))[0], (params,), (params,))
 
     def run(turn: Turn) -> list[Any]:

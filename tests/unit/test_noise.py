@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.noise import Noise, _key
+from harness.noise import BLOCK, Noise, _key, _unit_circle
 
 NOISE = Noise(0)
-SHAPES = [(), (1,), (3,), (1, 8, 8)]
+SHAPES = [(), (1,), (3,), (1, 8, 8), (1000,), (2 * BLOCK + 6,)]  # of several blocks; last, larger than one
 KINDS = ["uniform", "normal"]
 
 
@@ -91,6 +91,13 @@ def test_normals_are_rayleigh_radii_at_uniform_angles(size: int) -> None:
     pairs = radius * np.exp(2j * np.pi * np.array([int(w) % 2**32 for w in words]) / 2**32)
     expected = np.stack([pairs.real, pairs.imag], axis=1).ravel()[:size]
     np.testing.assert_allclose(Noise(3).normal("p", 5, 11, 1, (size,))[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_points_of_the_unit_circle_are_exact_to_rounding() -> None:
+    edges = [k * 2**22 + offset for k in (0, 1, 511, 1023) for offset in (0, 1, 2**21, 2**22 - 1)]
+    turns = np.append(edges, np.random.default_rng(0).integers(2**32, size=100_000))
+    expected = np.exp(2j * np.pi * turns / 2**32)
+    np.testing.assert_allclose(_unit_circle(turns), expected, rtol=0, atol=8 * np.finfo(float).eps)
 
 
 def test_uniforms_are_the_top_bits() -> None:
