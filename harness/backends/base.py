@@ -46,6 +46,8 @@ class Learner(ABC):
         self.starts = networks
         self.averages = {name: start for name, start in networks.items() if isinstance(start, Average)}
         self.names = [name for name in networks if name not in self.averages]
+        trained = {name for turn in method.turns.values() for name in turn.trains}
+        self.moving = [name for name in networks if name in trained or name in self.averages]
         self.stored = [name for name, start in networks.items() if not isinstance(start, Pretrained)]
         self.start(weights)
 

@@ -80,9 +80,8 @@ class JaxLearner(Learner):
 
     def _place(self, name: str, weights: Weights) -> tuple[Any, Callable[[Any], dict[str, Array]]]:
         """A network on the device, and what gives its parts."""
-        trained = {name for turn in self.method.turns.values() for name in turn.trains}
         arrays = _device(weights)
-        return ravel_pytree(arrays) if name in trained | self.averages.keys() else (arrays, dict)
+        return ravel_pytree(arrays) if name in self.moving else (arrays, dict)
 
     def _split(self, turn: str) -> tuple[dict[str, Any], dict[str, Any]]:
         trains = self.method.turns[turn].trains

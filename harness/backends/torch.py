@@ -42,7 +42,8 @@ class TorchOps:
         """`function` at `params`, and its derivative there along `tangents`, by forward mode."""
         with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own torch.jit.script
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-            own = tree_map(torch.clone, params)  # the tangent of a part of a vector would be as large as the vector
+            # the tangent of a part of a vector would be as large as the vector
+            own = {name: part.clone() if part._is_view() else part for name, part in params.items()}
             result = torch.func.jvp(function, (own,), (tangents,))
         return result[0], result[1]
 
@@ -75,7 +76,10 @@ def _remembering(clock: Clock) -> Clock:
 
 
 def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    copied: dict[str, Any] = tree_map(lambda array: torch.from_numpy(np.array(array)).to(_device()), dict(arrays))
+    """Copies in PyTorch's own memory, whose alignment, and so the rounding of products, is always the same."""
+    copied: dict[str, Any] = tree_map(
+        lambda array: torch.from_numpy(np.array(array)).to(_device(), copy=True), dict(arrays)
+    )
     return copied
 
 
@@ -87,6 +91,10 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().numpy().copy()
 
 
+def _arrays(tensors: Mapping[str, Tensor]) -> Weights:
+    return {key: _array(tensor) for key, tensor in tensors.items()}
+
+
 def _parts(vector: Tensor, like: Mapping[str, Any]) -> dict[str, Tensor]:
     """A vector's parts with the names and shapes of `like`, in order of name; they share its memory."""
     shapes = {key: like[key].shape for key in sorted(like)}
@@ -95,7 +103,7 @@ def _parts(vector: Tensor, like: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 class TorchLearner(Learner):
-    """Each network is one vector, which makes the optimiser cheap; a loss sees its parts.
+    """A trained network is one vector, which makes the optimiser cheap; a loss sees its parts. Others are their parts.
 
     Only the parts that a turn trains require gradients, and only during the backward pass.
     """
@@ -104,9 +112,9 @@ class TorchLearner(Learner):
         """Place the networks and make one optimiser for each turn."""
         self.apply = _apply(self.spec)
         self.method.clock = _remembering(self.method.clock)
-        arrays = {name: _tensors(weights[name]) for name in (*self.names, *self.averages)}
-        self.vectors = {name: _vector(tensors) for name, tensors in arrays.items()}
-        self.params = {name: _parts(self.vectors[name], tensors) for name, tensors in arrays.items()}
+        self.params = {name: _tensors(weights[name]) for name in (*self.names, *self.averages)}
+        self.vectors = {name: _vector(self.params[name]) for name in self.moving}
+        self.params |= {name: _parts(vector, self.params[name]) for name, vector in self.vectors.items()}
         betas, eps = (self.adam.beta1, self.adam.beta2), self.adam.eps
         self.optimisers = {
             turn: torch.optim.Adam([self.vectors[n] for n in spec.trains], lr=0.0, betas=betas, eps=eps, fused=True)
@@ -147,41 +155,38 @@ class TorchLearner(Learner):
             loss.item(), {n: v.item() for n, v in norms.items()}, {n: v.detach().item() for n, v in logs.items()}
         )
 
-    def _arrays(self, name: str, vector: Tensor) -> Weights:
-        """A vector of one network, by its parameters."""
-        return {key: _array(part) for key, part in _parts(vector, self.params[name]).items()}
-
     def gradients(self, turn: str, batch: Batch, draws: Batch) -> tuple[float, dict[str, Weights]]:
         """The loss and its unclipped gradient in every trained network."""
         loss, _, grads = self._backward(turn, batch, draws)
-        return loss.item(), {name: self._arrays(name, grad) for name, grad in grads.items()}
+        return loss.item(), {name: _arrays(_parts(grad, self.params[name])) for name, grad in grads.items()}
 
     def weights(self, name: str) -> Weights:
         """The current parameters of one network or average."""
-        return self._arrays(name, self.vectors[name])
+        return _arrays(self.params[name])
 
     def state(self) -> dict[str, np.ndarray]:
         """Parameters, averages and Adam's moments."""
-        vectors = {f"network/{name}": (name, self.vectors[name]) for name in self.stored}
+        groups = {f"network/{name}": self.params[name] for name in self.stored}
         state: dict[str, np.ndarray] = {}
         for turn, optimiser in self.optimisers.items():
             for name in self.method.turns[turn].trains:
                 if moments := optimiser.state.get(self.vectors[name]):
-                    vectors[f"optimiser/{turn}/mu/{name}"] = name, moments["exp_avg"]
-                    vectors[f"optimiser/{turn}/nu/{name}"] = name, moments["exp_avg_sq"]
+                    groups[f"optimiser/{turn}/mu/{name}"] = _parts(moments["exp_avg"], self.params[name])
+                    groups[f"optimiser/{turn}/nu/{name}"] = _parts(moments["exp_avg_sq"], self.params[name])
                     state[f"optimiser/{turn}/count"] = _array(moments["step"])
-        for prefix, (name, vector) in vectors.items():
-            state |= {f"{prefix}/{key}": array for key, array in self._arrays(name, vector).items()}
+        for prefix, parts in groups.items():
+            state |= {f"{prefix}/{key}": array for key, array in _arrays(parts).items()}
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
 
-        def read(prefix: str, name: str) -> Tensor:
-            return _vector(_tensors({key: state[f"{prefix}/{name}/{key}"] for key in self.params[name]}))
+        def read(prefix: str, name: str) -> dict[str, Tensor]:
+            return _tensors({key: state[f"{prefix}/{name}/{key}"] for key in self.params[name]})
 
         for name in self.stored:
-            self.vectors[name].copy_(read("network", name))
+            for key, value in read("network", name).items():
+                self.params[name][key].copy_(value)
         for turn, optimiser in self.optimisers.items():
             optimiser.state.clear()  # a turn that the state has not taken yet has no moments there
             if f"optimiser/{turn}/count" not in state:
@@ -189,8 +194,8 @@ class TorchLearner(Learner):
             for name in self.method.turns[turn].trains:
                 optimiser.state[self.vectors[name]] = {
                     "step": torch.tensor(state[f"optimiser/{turn}/count"], device=_device()),
-                    "exp_avg": read(f"optimiser/{turn}/mu", name),
-                    "exp_avg_sq": read(f"optimiser/{turn}/nu", name),
+                    "exp_avg": _vector(read(f"optimiser/{turn}/mu", name)),
+                    "exp_avg_sq": _vector(read(f"optimiser/{turn}/nu", name)),
                 }
 
 

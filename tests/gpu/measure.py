@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -90,43 +90,41 @@ def load_images(folder: str | None, spec: TransformerSpec) -> ImageSet:
     path = Path(folder).absolute()
     options: Row = {"path": str(path), "size": spec.size, "heldout": 0.1}  # a part of them is enough
     if any(path.glob("*.parquet")):
-        return load_dataset("parquet", "heldout", **options, image_column="img", label_column="label")
-    return load_dataset("folder", "heldout", **options)
+        data = load_dataset("parquet", "heldout", **options, image_column="img", label_column="label")
+    else:
+        data = load_dataset("folder", "heldout", **options)
+    return replace(data, name=path.name)
 
 
 def throughput(
     backend: str, methods: Mapping[str, type[Method]], spec: TransformerSpec, batch: int, data: ImageSet
-) -> list[Row]:
+) -> Iterator[Row]:
     """Every turn's update against its bare network passes, of students of two steps, or of one where that is all."""
     spec = replace(spec, num_classes=data.num_classes)
     schedule = Schedule(1000, batch, learning_rate=1e-4, warmup_updates=0, checkpoint_every=1000, log_every=1000)
     adam = Adam(beta1=0.0, beta2=0.99, eps=1e-8, clip=1.0)
     passes = bench.bare_passes(backend, spec, batch, data)
-    rows = []
     for method_id, kind in methods.items():
         method = kind(max(step_counts(method_id)), schedule.updates, CosineClock(), kind.Options(), spec)
         for turn, update in bench.training_updates(backend, method, schedule, adam, data).items():
             contenders = {"update": update, "passes": partial(passes, method.turns[turn])}
             times = bench.interleaved(contenders, BLOCK)
             milliseconds = bench.milliseconds(times["update"])
-            rows.append(
-                {
-                    "backend": backend,
-                    "version": version(backend),
-                    "device": device(backend),
-                    "images": f"{data.name} {spec.size}x{spec.size}",
-                    "batch": batch,
-                    "params": spec.n_parameters,
-                    "method": method_id,
-                    "steps": method.k,
-                    "turn": turn,
-                    "milliseconds": milliseconds,
-                    "bare_milliseconds": bench.milliseconds(times["passes"]),
-                    "ratio": bench.ratio(times["update"], times["passes"]),
-                    "images_per_second": round(1e3 * batch / milliseconds),
-                }
-            )
-    return rows
+            yield {
+                "backend": backend,
+                "version": version(backend),
+                "device": device(backend),
+                "images": f"{data.name} {spec.size}x{spec.size}",
+                "batch": batch,
+                "params": spec.n_parameters,
+                "method": method_id,
+                "steps": method.k,
+                "turn": turn,
+                "milliseconds": milliseconds,
+                "bare_milliseconds": bench.milliseconds(times["passes"]),
+                "ratio": bench.ratio(times["update"], times["passes"]),
+                "images_per_second": round(1e3 * batch / milliseconds),
+            }
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
@@ -148,7 +146,11 @@ def main(what: str, backend: str, out: str) -> None:
     else:
         methods = {name: kind for name, kind in METHODS.items() if name != "probe"}
         data = load_images(os.environ.get(IMAGES), DIT_S_4)
-        Path(out).write_text(json.dumps(throughput(backend, methods, DIT_S_4, LARGE_BATCH, data)))
+        rows = []
+        for row in throughput(backend, methods, DIT_S_4, LARGE_BATCH, data):
+            print("{backend} {method} {turn}: {milliseconds} ms, {ratio} of the bare passes".format(**row), flush=True)
+            rows.append(row)
+            Path(out).write_text(json.dumps(rows))  # after each, because JAX compiles for minutes
 
 
 if __name__ == "__main__":

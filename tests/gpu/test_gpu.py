@@ -92,7 +92,7 @@ def test_the_table_keeps_the_other_backends_rows(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(bench, name, 1)
     methods = {name: METHODS[name] for name in (Probe.id, "teacher")}
     data, table = measure.load_images(None, TINY), tmp_path / "table.csv"
-    rows = measure.throughput("torch", methods, TINY, 4, data)
+    rows = list(measure.throughput("torch", methods, TINY, 4, data))
     measure.write_table(table, [{**row, "backend": "jax"} for row in rows])
     measure.write_table(table, [{**row, "milliseconds": -1} for row in rows])
     measure.write_table(table, rows)
