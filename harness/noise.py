@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 BLOCK = 8192
-"""Words that become normals at a time: their float64 intermediates stay in the processor's caches."""
+"""Words that become normals at a time, if a sample has no more: the intermediates stay in the processor's caches."""
 _EMPTY = np.zeros(4, np.uint64)
 """Philox's buffer of words that were computed and not yet asked for."""
 _COARSE = np.exp(2j * np.pi * np.arange(1024) / 1024)
@@ -21,7 +21,7 @@ _COARSE = np.exp(2j * np.pi * np.arange(1024) / 1024)
 @lru_cache(maxsize=256)
 def _key(seed: int, purpose: str) -> np.ndarray:
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
-    return np.frombuffer(digest, "<u8").astype(np.uint64)
+    return np.frombuffer(digest, "<u8")
 
 
 def _unit_circle(turns: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class TorchOps:
         with warnings.catch_warnings():  # PyTorch's first use of forward mode warns of its own torch.jit.script
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
             # the tangent of a part of a vector would be as large as the vector
-            own = {name: part.clone() if part._is_view() else part for name, part in params.items()}
+            own = {name: x if x.untyped_storage().nbytes() == x.nbytes else x.clone() for name, x in params.items()}
             result = torch.func.jvp(function, (own,), (tangents,))
         return result[0], result[1]
 
@@ -78,7 +78,7 @@ def _remembering(clock: Clock) -> Clock:
 def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Copies in PyTorch's own memory, whose alignment, and so the rounding of products, is always the same."""
     copied: dict[str, Any] = tree_map(
-        lambda array: torch.from_numpy(np.array(array)).to(_device(), copy=True), dict(arrays)
+        lambda array: torch.from_numpy(np.array(array, order="C")).to(_device(), copy=True), dict(arrays)
     )
     return copied
 

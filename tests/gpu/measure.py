@@ -42,7 +42,8 @@ def environment(backend: str, gpu: bool) -> dict[str, str]:
     if not gpu:
         return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
     platform = {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # cuda: an error, not the CPU
-    return {**os.environ, **(platform if backend == "jax" else {})}
+    free = {name: value for name, value in os.environ.items() if name not in ("PJRT_NPROC", "XLA_FLAGS")}  # to compile
+    return {**free, **(platform if backend == "jax" else {})}
 
 
 def device(backend: str) -> str:
@@ -99,7 +100,7 @@ def load_images(folder: str | None, spec: TransformerSpec) -> ImageSet:
 def throughput(
     backend: str, methods: Mapping[str, type[Method]], spec: TransformerSpec, batch: int, data: ImageSet
 ) -> Iterator[Row]:
-    """Every turn's update against its bare network passes, of students of two steps, or of one where that is all."""
+    """Every turn's update against its bare network passes, of students that serve two steps, or the one they have."""
     spec = replace(spec, num_classes=data.num_classes)
     schedule = Schedule(1000, batch, learning_rate=1e-4, warmup_updates=0, checkpoint_every=1000, log_every=1000)
     adam = Adam(beta1=0.0, beta2=0.99, eps=1e-8, clip=1.0)

@@ -83,7 +83,9 @@ def test_one_wrong_gradient_is_seen() -> None:
 def test_a_process_without_the_gpu_uses_the_cpu() -> None:
     variables = measure.environment("torch", gpu=False)
     assert (variables["CUDA_VISIBLE_DEVICES"], variables["JAX_PLATFORMS"]) == ("", "cpu")
-    assert measure.environment("jax", gpu=True)["JAX_PLATFORMS"] == "cuda"
+    variables = measure.environment("jax", gpu=True)
+    assert variables["JAX_PLATFORMS"] == "cuda"
+    assert not variables.keys() & {"PJRT_NPROC", "XLA_FLAGS"}, "one thread compiles for minutes"
 
 
 def test_the_table_keeps_the_other_backends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +118,7 @@ def test_images_of_class_folders(tmp_path: Path) -> None:
         for number in range(10):
             Image.new("RGB", (32, 32), (value, 100, 200)).save(tmp_path / name / f"{number}.png")
     data = measure.load_images(str(tmp_path), measure.DIT_S_4)
+    assert data.name == tmp_path.name
     assert sorted(data.labels) == [0, 1]
     colours = np.array([[0, 100, 200], [1, 100, 200]], np.uint8)[data.labels]
     np.testing.assert_array_equal(data.images, np.broadcast_to(colours[:, :, None, None], (2, 3, 32, 32)))

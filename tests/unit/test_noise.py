@@ -9,7 +9,14 @@ from scipy import stats
 from harness.noise import BLOCK, Noise, _key, _unit_circle
 
 NOISE = Noise(0)
-SHAPES = [(), (1,), (3,), (1, 8, 8), (1000,), (2 * BLOCK + 6,)]  # of several blocks; last, larger than one
+SHAPES = [
+    (),
+    (1,),
+    (3,),
+    (1, 8, 8),
+    (1000,),
+    (2 * BLOCK + 6,),
+]  # the last two in blocks of samples, and larger than a block
 KINDS = ["uniform", "normal"]
 
 
