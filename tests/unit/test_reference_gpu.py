@@ -32,7 +32,7 @@ def test_the_page_says_what_an_update_costs(rows: pd.DataFrame) -> None:
     ratios = rows.loc[rows["backend"] == "jax", "ratio"]
     assert (ratios.min(), ratios.max()) == (float(low), float(high))
     found = re.search(
-        r"On PyTorch it costs ([\d.]+) to ([\d.]+), but for DMD's auxiliary \(([\d.]+); ([\d.]+) with", page
+        r"On PyTorch it costs ([\d.]+) to ([\d.]+), but for DMD's auxiliary \(([\d.]+); ([\d.]+) with the", page
     )
     assert found
     torch = rows[rows["backend"] == "torch"].set_index(["method", "turn"])["ratio"]
