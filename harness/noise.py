@@ -42,7 +42,7 @@ class Noise:
     """The random streams of one seed.
 
     All draws take the purpose (a name that keeps streams apart), the step, the index of the first sample, the number of
-    samples, and the shape of one sample; they return (count, *shape).
+    samples, and the shape of one sample; they return (count, *shape). Threads need an object each.
     """
 
     def __init__(self, seed: int) -> None:

@@ -261,6 +261,22 @@ def test_the_derivative_along_the_parameters_is_that_of_finite_differences_and_o
         assert np.linalg.norm(a.detach().numpy() - np.asarray(b)) <= 1e-4 * a.norm()
 
 
+def test_derivatives_along_parts_of_a_vector_are_no_larger_than_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[torch.Tensor] = []
+    jvp = torch.func.jvp
+
+    def recorded(function: Any, primals: Any, tangents: Any) -> Any:
+        given.extend(primals[0].values())
+        return jvp(function, primals, tangents)
+
+    monkeypatch.setattr(torch.func, "jvp", recorded)
+    vector = torch.arange(10.0)
+    parts, along = {"a": vector[:4].view(2, 2), "b": vector[4:]}, {"a": torch.ones(2, 2), "b": 2 * torch.ones(6)}
+    value, slope = TorchOps().jvp(lambda params: params["a"].square().sum() + params["b"].square().sum(), parts, along)
+    assert (value, slope) == (vector.square().sum(), 2 * vector[:4].sum() + 4 * vector[4:].sum())
+    assert [x.untyped_storage().nbytes() for x in given] == [16, 24]
+
+
 def test_sincos_positions_are_waves_of_row_and_column() -> None:
     spec = TransformerSpec(3, 12, 4, width=16, depth=1, heads=2, num_classes=5, positions="sincos")  # 3x3 patches
     grid, pairs = 3, 4
