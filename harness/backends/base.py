@@ -40,6 +40,9 @@ class Learner(ABC):
     apply: Callable[..., Any]
     """The denoisers' network as a function (params, z, t, condition) -> (v, features)."""
 
+    moving: list[str]
+    """The networks that the run changes: those that a turn trains, and averages."""
+
     def __init__(self, method: Method, spec: TransformerSpec, weights: Mapping[str, Weights], adam: Adam) -> None:
         self.method, self.spec, self.adam = method, spec, adam
         networks = method.networks()

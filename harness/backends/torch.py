@@ -78,7 +78,8 @@ def _remembering(clock: Clock) -> Clock:
 def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Copies in PyTorch's own memory, whose alignment, and so the rounding of products, is always the same."""
     copied: dict[str, Any] = tree_map(
-        lambda array: torch.from_numpy(np.array(array, order="C")).to(_device(), copy=True), dict(arrays)
+        lambda array: torch.from_numpy(np.require(array, requirements=["C", "W"])).to(_device(), copy=True),
+        dict(arrays),
     )
     return copied
 
