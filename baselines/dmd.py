@@ -31,7 +31,7 @@ class DMD(OneStep):
     Options = DMDOptions
     sources = {"data": 1, "pairs": 1}
     turns = {
-        "auxiliary": Turn(("auxiliary",), forward=1),
+        "auxiliary": Turn(("auxiliary",), forward=1, sources=("data",)),
         "student": Turn(("student",), forward=2, gradient=2, guided=1),
     }
 

@@ -227,7 +227,7 @@ class Run:
         """The examples and the draws of update number `step`."""
         batch = self.schedule.batch
         examples: dict[str, Any] = {}
-        for source, n in self.method.sources.items():
+        for source, n in self.method.reads(self.method.turn(step)).items():
             found = self.data[source].take(step * batch * n, batch * n)
             prefix = "" if source == "data" else f"{source}/"
             examples |= {f"{prefix}{key}": grouped(value, batch, n) for key, value in found.items()}

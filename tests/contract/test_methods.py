@@ -102,11 +102,11 @@ def starting_weights(method: Method) -> dict[str, Weights]:
     return {name: generic(start, seed) for seed, (name, start) in enumerate(starts.items())}
 
 
-def examples(method: Method, step: int) -> dict[str, Any]:
-    """A batch as the training loop makes it: several examples for a sample have an axis of their own."""
+def examples(method: Method, turn: str, step: int) -> dict[str, Any]:
+    """A turn's batch as the training loop makes it: several examples for a sample have an axis of their own."""
     assert set(method.sources) <= {"data", "pairs"}, "say here what a batch of the other sources holds"
     batch = {}
-    for source, count in method.sources.items():
+    for source, count in method.reads(turn).items():
         arrays = random_batch(method.spec, BATCH * count, seed=step)
         if source == "pairs":
             arrays |= {"noise": Noise(step).normal("pairs", 0, 0, BATCH * count, arrays["images"].shape[1:])}
@@ -122,14 +122,14 @@ def loss_and_gradients(backend: str, method: Method, turn: str) -> tuple[float, 
     Not with seed 1: so near to t = 0 float32 rounds consistency distillation's gradient by 1e-5, on either backend.
     """
     learner = get_backend(backend).learner(method, method.spec, starting_weights(method), ADAM)
-    return learner.gradients(turn, examples(method, 0), method.draw(Noise(2), 0, 0, BATCH))
+    return learner.gradients(turn, examples(method, turn, 0), method.draw(Noise(2), 0, 0, BATCH))
 
 
 def update(learner: Learner, step: int) -> Update:
     method = learner.method
+    turn, draws = method.turn(step), method.draw(Noise(0), step, 0, BATCH)
     decays = {name: average.decay(step) for name, average in learner.averages.items()}
-    draws = method.draw(Noise(0), step, 0, BATCH)
-    return learner.update(method.turn(step), examples(method, step), draws, RATE, decays)
+    return learner.update(turn, examples(method, turn, step), draws, RATE, decays)
 
 
 def snapshot(learner: Learner) -> dict[str, Weights]:
@@ -236,7 +236,7 @@ def test_the_gradient_norm_is_that_before_clipping(trial: Trial) -> None:
     """By PyTorch's gradients for both: JAX would compile its own once more."""
     method = trial.method
     learner, turn = get_backend("torch").learner(method, TINY, starting_weights(method), ADAM), method.turn(0)
-    loss, gradients = learner.gradients(turn, examples(method, 0), method.draw(Noise(0), 0, 0, BATCH))
+    loss, gradients = learner.gradients(turn, examples(method, turn, 0), method.draw(Noise(0), 0, 0, BATCH))
     assert trial.updates[0].loss == pytest.approx(loss, rel=tolerance(method.turns[turn]))
     for name, gradient in gradients.items():
         norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in gradient.values()))
@@ -310,7 +310,7 @@ def test_finite_differences_agree_with_the_gradient(
 ) -> None:
     method = make(method_id, spec, guidance)
     draws = method.draw(Noise(1), 0, 0, BATCH)
-    loss = ReplayedLoss(method, turn, spec, starting_weights(method), examples(method, 0), draws)
+    loss = ReplayedLoss(method, turn, spec, starting_weights(method), examples(method, turn, 0), draws)
     gradient, generator = loss.gradient(), torch.Generator().manual_seed(0)
     whole = torch.stack([g.norm() for g in gradient.values()]).norm().item()
     for tensor, g in gradient.items():
@@ -346,7 +346,7 @@ def test_an_update_makes_the_network_calls_that_its_turn_counts(method_id: str, 
     for guidance in (plain, both, teacher):
         method = make(method_id, CAPTIONED)
         method.guidance = guidance
-        weights, batch, draws = starting_weights(method), examples(method, 0), method.draw(Noise(1), 0, 0, BATCH)
+        weights, batch, draws = starting_weights(method), examples(method, turn, 0), method.draw(Noise(1), 0, 0, BATCH)
         calls.append(network_calls(method, turn, weights, batch, draws, BATCH))
         costs.append(method.passes(turn))
     counted = make(method_id).turns[turn]
@@ -392,6 +392,8 @@ def test_what_it_says_of_itself_is_consistent(method_id: str) -> None:
         denoisers = [name for name in turn.trains if not isinstance(networks[name], Head)]
         assert turn.gradient >= len(denoisers), "each trained denoiser costs a forward and a backward pass"
     assert {method.turn(step) for step in range(1000)} == set(method.turns)
+    named = [set(turn.sources or ()) for turn in method.turns.values()]
+    assert set().union(*named, *map(method.reads, method.turns)) == set(method.sources), "read by no turn, or unknown"
 
 
 @pytest.mark.parametrize("method_id", METHODS)

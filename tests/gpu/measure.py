@@ -63,7 +63,7 @@ def gradients(backend: str, turns: Iterable[tuple[str, str]]) -> dict[str, np.nd
     for method_id, turn in turns:
         method, name = make(method_id), f"{method_id} {turn}"
         learner = get_backend(backend).learner(method, TINY, starting_weights(method), ADAM)
-        loss, by_network = learner.gradients(turn, examples(method, 0), method.draw(Noise(1), 0, 0, BATCH))
+        loss, by_network = learner.gradients(turn, examples(method, turn, 0), method.draw(Noise(1), 0, 0, BATCH))
         found[f"{name}/loss"] = np.array(loss)
         for network, values in by_network.items():
             found |= {f"{name}/{network}/{key}": value for key, value in values.items()}

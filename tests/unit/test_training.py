@@ -16,7 +16,7 @@ from harness.backends.base import Adam, Learner, Update
 from harness.checkpoint import load_checkpoint
 from harness.diffusion import CosineClock
 from harness.errors import UserError
-from harness.method import Batch
+from harness.method import Batch, Turn
 from harness.networks.transformer import initial_weights
 from harness.noise import Noise
 from harness.registry import get_method
@@ -323,6 +323,24 @@ def test_two_examples_for_each_sample_come_with_an_axis_of_their_own(tmp_path: P
     np.testing.assert_array_equal(
         np.concatenate([batch["condition"] for batch in seen]).reshape(24), expected["condition"]
     )
+
+
+def test_a_turn_gets_the_sources_that_it_names_and_no_place_moves(tmp_path: Path) -> None:
+    """Update 3 reads the fourth batch of a source, whether or not the updates before it read any."""
+    run = make_run(tmp_path)
+    turns = {"some": Turn(("teacher",), sources=("data",)), "all": Turn(("teacher",))}
+    attributes = {"sources": {"data": 1, "pairs": 1}, "turns": turns, "turn": lambda _, step: ["some", "all"][step % 2]}
+    run.method = type("Two", (type(run.method),), attributes)(2, 100, CosineClock(), run.method.options, TINY)
+    run.data = {source: BatchStream(source, DATA, Noise(0)) for source in ("data", "pairs")}
+    for step in range(4):
+        batch, _ = run._inputs(step)
+        expected = {"": run.data["data"].take(4 * step, 4)}
+        if step % 2:
+            expected["pairs/"] = run.data["pairs"].take(4 * step, 4)
+        assert batch.keys() == {prefix + name for prefix, arrays in expected.items() for name in arrays}
+        for prefix, arrays in expected.items():
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(batch[prefix + name], array)
 
 
 def test_the_next_inputs_are_prepared_while_the_device_works(tmp_path: Path) -> None:
