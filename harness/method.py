@@ -116,7 +116,7 @@ class Turn:
     """Calls with a forward-mode derivative along the parameters."""
     guided: int = 0
     """Further calls without gradient where the teacher is guided: one for each of its evaluations."""
-    sources: tuple[str, ...] | None = None
+    sources: tuple[str, ...] = ()
     """Which of the method's sources its batches hold; all of them unless said."""
 
 
@@ -246,11 +246,6 @@ class Method(ABC):
     @abstractmethod
     def turns(self) -> Mapping[str, Turn]:
         """Every turn by name; a class attribute serves where the passes do not depend on k."""
-
-    def reads(self, turn: str) -> dict[str, int]:
-        """The sources of this turn's batches, each with its examples for one sample."""
-        chosen = self.turns[turn].sources
-        return {name: n for name, n in self.sources.items() if chosen is None or name in chosen}
 
     def passes(self, turn: str) -> int:
         """The cost of an update for each sample, in forward passes of an image.

@@ -227,7 +227,8 @@ class Run:
         """The examples and the draws of update number `step`."""
         batch = self.schedule.batch
         examples: dict[str, Any] = {}
-        for source, n in self.method.reads(self.method.turn(step)).items():
+        for source in self.method.turns[self.method.turn(step)].sources or self.method.sources:
+            n = self.method.sources[source]
             found = self.data[source].take(step * batch * n, batch * n)
             prefix = "" if source == "data" else f"{source}/"
             examples |= {f"{prefix}{key}": grouped(value, batch, n) for key, value in found.items()}

@@ -8,6 +8,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 if os.environ["JAX_PLATFORMS"] == "cpu":  # compilation for a GPU needs its threads
     os.environ["PJRT_NPROC"], os.environ["XLA_FLAGS"] = "1", "--xla_cpu_multi_thread_eigen=false"
 
+for _name in [name for name in os.environ if name.startswith("GIT_")]:  # set in a hook, they would name its repository
+    del os.environ[_name]
+
 from typing import Any
 
 import numpy as np

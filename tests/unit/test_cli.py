@@ -1,9 +1,9 @@
 """The command line: fast to start, an example for every verb, and one line for every mistake."""
 
 import errno
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,11 @@ def invoke(*arguments: str) -> str:
 
 
 def test_help_comes_within_half_a_second() -> None:
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([FEWSTEP, "--help"], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) <= 0.5, seconds
+    """Of the processor, which other work on the machine does not lengthen as it does the clock's."""
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([FEWSTEP, "--help"], check=True, capture_output=True, timeout=60)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert 0 < (ended.ru_utime + ended.ru_stime) - (began.ru_utime + began.ru_stime) <= 0.5
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -126,7 +126,8 @@ def growth(mode: str, few: int, many: int) -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")
 def test_moments_alone_take_no_more_memory_for_ten_times_the_images():
-    assert growth("statistics", 5_000, 50_000) < 4e6  # features of 45,000 more images: 46 MB in float32
+    # features of 45,000 more images: 46 MB in float32; a system of huge pages counts memory by 2 MB
+    assert growth("statistics", 5_000, 50_000) < 12e6
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from Linux's /proc")

@@ -25,7 +25,7 @@ def finished(repository: Path) -> Path:
     """The copy of the repository after the target `check`, whatever came of it."""
     shutil.copytree(REFERENCE, repository / "results" / "reference" / "gate")
     command = ["snakemake", "--cores", "1", "check", "--config", "profile=gate"]
-    result = run(*command, cwd=repository, timeout=900)
+    result = run(*command, cwd=repository, timeout=1800)
     (repository / "output").write_text(f"{result.returncode}\n{result.stdout}{result.stderr}")
     return repository
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -17,6 +18,8 @@ from tests.profiles import MATCHING, write_profile
 from tests.workflow.conftest import BIN, environment, run
 
 UPDATES, CHECKPOINT_EVERY = 400, 25
+MOMENTS = range(CHECKPOINT_EVERY + 1, UPDATES // 2)
+"""Logged updates after which a run is killed: the rest takes 0.1 s and longer, which a late killer must not miss."""
 LENGTH = {"batch": 16, "updates": UPDATES, "checkpoint_every": CHECKPOINT_EVERY}
 CHANGES = {f"{section}.{key}": value for section in ("teacher", "methods.0") for key, value in LENGTH.items()}
 STAGES = ("teacher", "distill")
@@ -60,7 +63,7 @@ def undisturbed(profile: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_when(due: Callable[[], bool], command: list[str], cwd: Path) -> None:
-    """Start the command, and kill its whole process tree with SIGKILL as soon as `due` holds."""
+    """Start the command, and kill its whole process group with SIGKILL as soon as `due` holds."""
     process = psutil.Popen(
         [BIN / command[0], *command[1:]],
         cwd=cwd, env=environment(cwd), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -74,9 +77,8 @@ def kill_when(due: Callable[[], bool], command: list[str], cwd: Path) -> None:
         process.suspend()  # it must not see its children die, nor start others
     finally:
         children = process.children(recursive=True) if process.is_running() else []
-        for each in (process, *children):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert process.returncode == -signal.SIGKILL
@@ -95,7 +97,7 @@ def test_a_killed_verb_goes_on(backend: str, profile: str, undisturbed: Path, tm
     shutil.copytree(undisturbed / "mine" / "data", tmp_path / "mine" / "data")
     for stage in STAGES:
         folder, command = tmp_path / folder_of(stage, backend), verb(stage, backend, profile, tmp_path)
-        moment = moments.randrange(CHECKPOINT_EVERY + 1, UPDATES - 2 * CHECKPOINT_EVERY)
+        moment = moments.choice(MOMENTS)
         print(f"{stage}: killed once {moment} updates are logged")
         kill_when(lambda folder=folder, moment=moment: logged(folder) >= moment, command, tmp_path)
         assert (folder / "resume" / "state.safetensors").exists()
@@ -119,7 +121,7 @@ def test_a_twice_killed_workflow_goes_on_with_the_same_command(
     command = ["snakemake", "--cores", "2", *(str(Path("results", "runs", path)) for path in targets)]
     command += ["--config", f"profile={profile}"]
     running = [results / folder_of("distill", "torch"), results / folder_of("teacher", "jax")]
-    moment = moments.randrange(CHECKPOINT_EVERY + 1, UPDATES - 2 * CHECKPOINT_EVERY)
+    moment = moments.choice(MOMENTS)
     print(f"killed once {moment} updates are logged")
     kill_when(lambda: any(logged(folder) >= moment for folder in running), command, repository)
     assert not all((results / path).exists() for path in targets)

@@ -27,7 +27,7 @@ COLUMNS = (
 @pytest.fixture(scope="module")
 def finished(repository: Path) -> Path:
     """The copy after one run of the workflow."""
-    result = run(*COMMAND, cwd=repository, timeout=600)
+    result = run(*COMMAND, cwd=repository, timeout=1800)
     assert result.returncode == 0, result.stdout + result.stderr
     return repository
 
